@@ -1,0 +1,321 @@
+"""Evaluation: questions built from instances, the picks of a scorer, and how good they are, with intervals.
+
+A question is an instruction with candidates to choose between, each worth a gain: for choices 1 if right, else 0; for
+open generation the Porter-stemmed Rouge-L F-measure, best over the references. A scorer picks its best candidate.
+Averages are as in T0: over the questions of a template, then over a task's templates, then over tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cappy_lite.errors import InputValueError
+from cappy_lite.rouge import rouge_l_pairs
+from cappy_train.instances import Instance, read_instances
+
+FloatArray = npt.NDArray[np.float64]
+# Scores for (instruction, candidates) pairs, one array a pair in their order; higher is better.
+ScoreFunction = Callable[[list[tuple[str, tuple[str, ...]]]], Sequence[npt.ArrayLike]]
+
+SIMILAR = 4
+RESAMPLES = 2000
+# Their source holds the first 200 examples of each data set, and those have one label, or almost (wiki_qa, qasc's
+# yes/no form), so that a constant answer is right: accuracy there tells nothing of a scorer.
+ONE_SIDED = frozenset({"ag_news", "dbpedia_14", "imdb", "rotten_tomatoes", "wiki_qa", "qasc is_correct"})
+# Longer instructions are left out of the development sets to keep an evaluation short.
+DEV_INSTRUCTION_CHARACTERS = 4000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """An instruction with candidates to choose between.
+
+    gains: (n,) float64, 0..1; what picking each candidate is worth.
+    group: the underlying example; questions of one group are not independent and are resampled together.
+    kind: "choice" or "generation".
+    """
+
+    task: str
+    template: str | None
+    instruction: str
+    candidates: tuple[str, ...]
+    gains: FloatArray
+    group: str
+    kind: str
+
+
+def choice_questions(instances: Iterable[Instance]) -> list[Question]:
+    """A question for every instance with choices: its choices in their order, 1 for references and 0 for others."""
+    return [
+        Question(
+            task=instance.task,
+            template=instance.template,
+            instruction=instance.instruction,
+            candidates=instance.choices,
+            gains=np.array([choice in instance.references for choice in instance.choices], dtype=np.float64),
+            group=_group(instance),
+            kind="choice",
+        )
+        for instance in instances
+        if instance.choices is not None
+    ]
+
+
+def distractor_questions(instances: Iterable[Instance], *, distractors: int = 7, seed: int = 0) -> list[Question]:
+    """For every instance its first reference beside first references of other instances of its task and template.
+
+    Four distractors (SIMILAR) are of the most similar instances, the others of random ones. Similarity is the Dice
+    coefficient of the sets of Rouge words of two inputs; an input is what follows the beginning that all instructions
+    of the task and template share. Candidates are distinct, and no distractor equals a reference, case and white space
+    aside. Instances with the very same instruction give no distractors: their answers would be right. There may be
+    fewer distractors where a task has few answers. Left out are instances without any distractor, or whose first
+    reference has no Rouge word to measure.
+
+    The random instances and the order of the candidates depend on `seed` and on ids alone, not on the instances' order.
+    """
+    pools: dict[tuple[str, str], list[Instance]] = defaultdict(list)
+    for instance in instances:
+        pools[instance.task, instance.template or ""].append(instance)
+    asked: list[tuple[Instance, tuple[str, ...]]] = []
+    for key in sorted(pools):
+        pool = sorted(pools[key], key=lambda instance: instance.id)
+        similarity = dice_similarity(_inputs(pool))
+        for index, instance in enumerate(pool):
+            rng = np.random.default_rng(_hash(seed, instance.id))
+            taken = [instance.references[0]]
+            nearest = np.argsort(-similarity[index], kind="stable")
+            _take(taken, instance, (pool[other] for other in nearest), 1 + min(SIMILAR, distractors))
+            _take(taken, instance, (pool[other] for other in rng.permutation(len(pool))), 1 + distractors)
+            if len(taken) > 1 and _words(instance.references[0]):
+                asked.append((instance, tuple(taken[position] for position in rng.permutation(len(taken)))))
+    pairs = [(text, list(instance.references)) for instance, texts in asked for text in texts]
+    gains = rouge_l_pairs([text for text, _ in pairs], [references for _, references in pairs], stem=True)[:, 2]
+    ends = np.cumsum([len(texts) for _, texts in asked])
+    return [
+        Question(instance.task, instance.template, instance.instruction, texts, gain, _group(instance), "generation")
+        for (instance, texts), gain in zip(asked, np.split(gains, ends[:-1]), strict=True)
+    ]
+
+
+def dice_similarity(texts: Sequence[str]) -> FloatArray:
+    """(n, n) float64, 0..1: twice the number of distinct words that two texts share, over the sum of their numbers."""
+    words = [_words(text) for text in texts]
+    columns = {word: column for column, word in enumerate(sorted(set().union(*words)))}
+    has = np.zeros((len(texts), len(columns)))
+    for row, own in enumerate(words):
+        has[row, [columns[word] for word in own]] = 1
+    sizes = has.sum(axis=1)
+    return 2 * (has @ has.T) / np.maximum(sizes[:, None] + sizes, 1)
+
+
+def picked_gains(questions: Sequence[Question], score: ScoreFunction) -> FloatArray:
+    """(n,) float64: what the pick of each question is worth; of equal scores the first candidate is picked.
+
+    Raises:
+        InputValueError: the scores don't fit the candidates, or are not finite.
+    """
+    scored = score([(question.instruction, question.candidates) for question in questions])
+    if len(scored) != len(questions):
+        raise InputValueError(f"score gave {len(scored)} arrays for {len(questions)} questions: give one a question")
+    picked = np.empty(len(questions))
+    for index, (question, scores) in enumerate(zip(questions, scored, strict=True)):
+        values = np.asarray(scores, dtype=np.float64)
+        if values.shape != question.gains.shape or not np.isfinite(values).all():
+            raise InputValueError(
+                f"score gave {values} for {len(question.candidates)} candidates of {question.group}: "
+                "give one finite number a candidate"
+            )
+        picked[index] = question.gains[values.argmax()]
+    return picked
+
+
+def random_gains(questions: Sequence[Question]) -> FloatArray:
+    """(n,) float64: the expected gain of a pick at random."""
+    return np.array([question.gains.mean() for question in questions])
+
+
+def oracle_gains(questions: Sequence[Question]) -> FloatArray:
+    """(n,) float64: the gain of the best pick."""
+    return np.array([question.gains.max() for question in questions])
+
+
+def majority_gains(questions: Sequence[Question]) -> FloatArray:
+    """(n,) float64: gains of always picking the place in the list of choices that is right most often.
+
+    Counted on these very questions, per task and template. Where a template's choices are fixed, that is its most
+    frequent class.
+    """
+    longest_list = max(len(question.gains) for question in questions)
+    right: dict[tuple[str, str | None], FloatArray] = defaultdict(lambda: np.zeros(longest_list))
+    for question in questions:
+        right[question.task, question.template][: len(question.gains)] += question.gains
+    places = [right[question.task, question.template][: len(question.gains)].argmax() for question in questions]
+    return np.array([question.gains[place] for question, place in zip(questions, places, strict=True)])
+
+
+def longest(pairs: list[tuple[str, tuple[str, ...]]]) -> list[FloatArray]:
+    """Scores that pick the candidate with the most characters."""
+    return [np.array([len(text) for text in candidates], dtype=np.float64) for _, candidates in pairs]
+
+
+def distance_closed(picked: npt.ArrayLike, random: npt.ArrayLike, oracle: npt.ArrayLike) -> FloatArray:
+    """How far from a random pick (0) to the best one (1) average gains come; 0 where these two are equal."""
+    gained, possible = np.subtract(picked, random), np.subtract(oracle, random)
+    return np.divide(gained, possible, out=np.zeros(np.shape(gained)), where=possible > 0)
+
+
+def task_means(questions: Sequence[Question], gains: FloatArray) -> FloatArray:
+    """Means over the questions of a template and then over a task's templates, tasks in sorted order.
+
+    gains: (..., n) float64, the last axis by question. Returns (..., tasks) float64.
+    """
+    task_of, _, weights = _weights(questions)
+    members = [task_of == task for task in range(task_of.max() + 1)]
+    return np.stack([gains[..., member] @ weights[member] for member in members], axis=-1)
+
+
+def bootstrap(
+    questions: Sequence[Question], gains: FloatArray, *, seed: int = 0, resamples: int = RESAMPLES
+) -> FloatArray:
+    """`task_means` of resampled questions, as (resamples, methods, tasks) float64; gains: (methods, n) float64.
+
+    Groups are drawn with replacement within each task, all methods on the same draws, so that differences are paired.
+    A mean over a template's questions is taken to first order: each question adds its weighted deviation from its
+    template's mean as often as its group is drawn. That stays defined where a draw misses a template.
+    """
+    rng = np.random.default_rng(seed)
+    task_of, template_of, weights = _weights(questions)
+    means = task_means(questions, gains)
+    sizes = np.bincount(template_of)
+    template_means = np.stack([np.bincount(template_of, row) / sizes for row in gains])
+    deviations = (gains - template_means[:, template_of]) * weights
+    groups = np.array([question.group for question in questions])
+    samples = np.empty((resamples, len(gains), means.shape[-1]))
+    for task in range(means.shape[-1]):
+        members = task_of == task
+        group_of = np.unique(groups[members], return_inverse=True)[1]
+        by_group = np.stack([np.bincount(group_of, row) for row in deviations[:, members]], axis=1)
+        count = len(by_group)
+        draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+        samples[:, :, task] = means[:, task] + draws @ by_group
+    return samples
+
+
+def dev_questions(data: Path, *, limit: int | None = None) -> dict[str, list[Question]]:
+    """Questions for choosing between training runs, from dev splits in the folder `data`; at most `limit` of each set.
+
+    superni: distractor questions of superni_train, 1,200.
+    t0_choice: choices of t0_train, 1,200, without the sets in ONE_SIDED.
+    t0_generation: distractor questions of t0_train's open generation, 600.
+    Samples are fixed, spread evenly over tasks, and a smaller one is part of a larger one.
+    """
+    superni = read_instances(data / "superni_train.jsonl.gz", split="dev")
+    t0 = [
+        instance
+        for instance in read_instances(data / "t0_train.jsonl.gz", split="dev")
+        if len(instance.instruction) <= DEV_INSTRUCTION_CHARACTERS
+    ]
+    two_sided = [instance for instance in t0 if not _one_sided(instance)]
+    open_ended = [instance for instance in t0 if instance.choices is None]
+    sets = {
+        "superni": (distractor_questions(superni), 1200),
+        "t0_choice": (choice_questions(two_sided), 1200),
+        "t0_generation": (distractor_questions(open_ended), 600),
+    }
+    return {
+        name: sample_evenly(questions, count if limit is None else min(count, limit))
+        for name, (questions, count) in sets.items()
+    }
+
+
+def evaluate_dev(sets: Mapping[str, Sequence[Question]], score: ScoreFunction) -> dict[str, float]:
+    """The few numbers that training follows, over `dev_questions`' sets: accuracy on choices, else distance closed."""
+    numbers: dict[str, float] = {}
+    for name, questions in sets.items():
+        picked, random, oracle = (
+            float(task_means(questions, gains).mean())
+            for gains in (picked_gains(questions, score), random_gains(questions), oracle_gains(questions))
+        )
+        if name == "t0_choice":
+            majority = float(task_means(questions, majority_gains(questions)).mean())
+            numbers |= {f"{name}_dev_accuracy": picked, f"{name}_dev_random": random, f"{name}_dev_majority": majority}
+        else:
+            numbers[f"{name}_dev_closed"] = float(distance_closed(picked, random, oracle))
+    return numbers
+
+
+def sample_evenly(questions: Sequence[Question], count: int, *, seed: int = 0) -> list[Question]:
+    """`count` of the questions, or all, spread evenly over tasks; which ones depends on seed and questions alone."""
+    by_task: dict[str, list[tuple[int, Question]]] = defaultdict(list)
+    for question in questions:
+        key = _hash(seed, f"{question.group} {question.template} {question.instruction}")
+        by_task[question.task].append((key, question))
+    ranked = [
+        (rank, key, question)
+        for members in by_task.values()
+        for rank, (key, question) in enumerate(sorted(members, key=lambda member: member[0]))
+    ]
+    return [question for _, _, question in sorted(ranked, key=lambda item: item[:2])[:count]]
+
+
+def _weights(questions: Sequence[Question]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
+    """Each question's task, its template (numbers in sorted order), and its weight in the mean of its task."""
+    task_of = np.unique([question.task for question in questions], return_inverse=True)[1]
+    named = [f"{question.task}\0{question.template}" for question in questions]
+    firsts, template_of, sizes = np.unique(named, return_index=True, return_inverse=True, return_counts=True)[1:]
+    templates = np.bincount(task_of[firsts])
+    return task_of, template_of, 1 / (sizes[template_of] * templates[task_of])
+
+
+def _group(instance: Instance) -> str:
+    """The id without the template's name where that ends it, as in ids of one example rendered by several templates."""
+    slug = re.sub(r"\W+", "_", instance.template or "").strip("_")
+    return instance.id.removesuffix(f":{slug}")
+
+
+def _one_sided(instance: Instance) -> bool:
+    form = (instance.template or "").rsplit("_", 1)[0]
+    return instance.task in ONE_SIDED or f"{instance.task} {form}" in ONE_SIDED
+
+
+def _inputs(pool: Sequence[Instance]) -> list[str]:
+    """What differs between instructions: each from the first word in which any two of them differ."""
+    texts = [instance.instruction for instance in pool]
+    low, high = min(texts), max(texts)
+    shared = next((at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    start = max(low.rfind(space, 0, shared) for space in " \n") + 1
+    return [text[start:] for text in texts]
+
+
+def _take(taken: list[str], instance: Instance, others: Iterable[Instance], count: int) -> None:
+    """Adds first references of `others` to `taken` until it has `count`, none twice and none that is right."""
+    known = {_normal(text) for text in (*taken, *instance.references)}
+    for other in others:
+        if len(taken) == count:
+            return
+        answer = other.references[0]
+        if other.instruction != instance.instruction and _normal(answer) not in known:
+            known.add(_normal(answer))
+            taken.append(answer)
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _words(text: str) -> set[str]:
+    """The words that Rouge-L counts: runs of a-z and 0-9 in the lower-cased text."""
+    return set(re.findall("[a-z0-9]+", text.lower()))
+
+
+def _hash(seed: int, name: str) -> int:
+    """A 64-bit number that is the same in every process, unlike `hash`."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big")
