@@ -20,6 +20,7 @@ import numpy.typing as npt
 from cappy_lite.errors import InputValueError
 from cappy_lite.rouge import rouge_l_pairs
 from cappy_train.instances import Instance, read_instances
+from cappy_train.neighbours import dice_similarity, normal, rouge_words, varying_parts
 
 FloatArray = npt.NDArray[np.float64]
 # Scores for (instruction, candidates) pairs, one array a pair in their order; higher is better.
@@ -87,33 +88,22 @@ def distractor_questions(instances: Iterable[Instance], *, distractors: int = 7,
     asked: list[tuple[Instance, tuple[str, ...]]] = []
     for key in sorted(pools):
         pool = sorted(pools[key], key=lambda instance: instance.id)
-        similarity = dice_similarity(_inputs(pool))
+        similarity = dice_similarity(varying_parts([instance.instruction for instance in pool]))
         for index, instance in enumerate(pool):
             rng = np.random.default_rng(_hash(seed, instance.id))
             taken = [instance.references[0]]
             nearest = np.argsort(-similarity[index], kind="stable")
             _take(taken, instance, (pool[other] for other in nearest), 1 + min(SIMILAR, distractors))
             _take(taken, instance, (pool[other] for other in rng.permutation(len(pool))), 1 + distractors)
-            if len(taken) > 1 and _words(instance.references[0]):
+            if len(taken) > 1 and rouge_words(instance.references[0]):
                 asked.append((instance, tuple(taken[position] for position in rng.permutation(len(taken)))))
     pairs = [(text, list(instance.references)) for instance, texts in asked for text in texts]
     gains = rouge_l_pairs([text for text, _ in pairs], [references for _, references in pairs], stem=True)[:, 2]
-    ends = np.cumsum([len(texts) for _, texts in asked])
+    by_question = np.split(gains, np.cumsum([len(texts) for _, texts in asked]))[:-1]
     return [
         Question(instance.task, instance.template, instance.instruction, texts, gain, _group(instance), "generation")
-        for (instance, texts), gain in zip(asked, np.split(gains, ends[:-1]), strict=True)
+        for (instance, texts), gain in zip(asked, by_question, strict=True)
     ]
-
-
-def dice_similarity(texts: Sequence[str]) -> FloatArray:
-    """(n, n) float64, 0..1: twice the number of distinct words that two texts share, over the sum of their numbers."""
-    words = [_words(text) for text in texts]
-    columns = {word: column for column, word in enumerate(sorted(set().union(*words)))}
-    has = np.zeros((len(texts), len(columns)))
-    for row, own in enumerate(words):
-        has[row, [columns[word] for word in own]] = 1
-    sizes = has.sum(axis=1)
-    return 2 * (has @ has.T) / np.maximum(sizes[:, None] + sizes, 1)
 
 
 def picked_gains(questions: Sequence[Question], score: ScoreFunction) -> FloatArray:
@@ -153,7 +143,7 @@ def majority_gains(questions: Sequence[Question]) -> FloatArray:
     Counted on these very questions, per task and template. Where a template's choices are fixed, that is its most
     frequent class.
     """
-    longest_list = max(len(question.gains) for question in questions)
+    longest_list = max((len(question.gains) for question in questions), default=0)
     right: dict[tuple[str, str | None], FloatArray] = defaultdict(lambda: np.zeros(longest_list))
     for question in questions:
         right[question.task, question.template][: len(question.gains)] += question.gains
@@ -244,7 +234,7 @@ def evaluate_dev(sets: Mapping[str, Sequence[Question]], score: ScoreFunction) -
             float(task_means(questions, gains).mean())
             for gains in (picked_gains(questions, score), random_gains(questions), oracle_gains(questions))
         )
-        if name == "t0_choice":
+        if questions[0].kind == "choice":
             majority = float(task_means(questions, majority_gains(questions)).mean())
             numbers |= {f"{name}_dev_accuracy": picked, f"{name}_dev_random": random, f"{name}_dev_majority": majority}
         else:
@@ -268,6 +258,8 @@ def sample_evenly(questions: Sequence[Question], count: int, *, seed: int = 0) -
 
 def _weights(questions: Sequence[Question]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
     """Each question's task, its template (numbers in sorted order), and its weight in the mean of its task."""
+    if not questions:
+        raise InputValueError("questions is empty: give one at least (are the file and the split the right ones?)")
     task_of = np.unique([question.task for question in questions], return_inverse=True)[1]
     named = [f"{question.task}\0{question.template}" for question in questions]
     firsts, template_of, sizes = np.unique(named, return_index=True, return_inverse=True, return_counts=True)[1:]
@@ -286,34 +278,16 @@ def _one_sided(instance: Instance) -> bool:
     return instance.task in ONE_SIDED or f"{instance.task} {form}" in ONE_SIDED
 
 
-def _inputs(pool: Sequence[Instance]) -> list[str]:
-    """What differs between instructions: each from the first word in which any two of them differ."""
-    texts = [instance.instruction for instance in pool]
-    low, high = min(texts), max(texts)
-    shared = next((at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    start = max(low.rfind(space, 0, shared) for space in " \n") + 1
-    return [text[start:] for text in texts]
-
-
 def _take(taken: list[str], instance: Instance, others: Iterable[Instance], count: int) -> None:
     """Adds first references of `others` to `taken` until it has `count`, none twice and none that is right."""
-    known = {_normal(text) for text in (*taken, *instance.references)}
+    known = {normal(text) for text in (*taken, *instance.references)}
     for other in others:
         if len(taken) == count:
             return
         answer = other.references[0]
-        if other.instruction != instance.instruction and _normal(answer) not in known:
-            known.add(_normal(answer))
+        if other.instruction != instance.instruction and normal(answer) not in known:
+            known.add(normal(answer))
             taken.append(answer)
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def _words(text: str) -> set[str]:
-    """The words that Rouge-L counts: runs of a-z and 0-9 in the lower-cased text."""
-    return set(re.findall("[a-z0-9]+", text.lower()))
 
 
 def _hash(seed: int, name: str) -> int:
