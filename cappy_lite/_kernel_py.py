@@ -1,0 +1,239 @@
+"""Rouge-L in plain Python: what the C kernel computes, said readably, and the fallback where it can't be compiled.
+
+Equal to the rouge-score package to the last bit: its words, its stemmer (NLTK's default Porter), its order of operations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+# Only words of more letters than this are stemmed.
+UNSTEMMED_LENGTH = 3
+
+Score = tuple[float, float, float]
+
+
+def rouge_l_pairs(
+    predictions: list[str], references: list[tuple[str, ...]], stem: bool, scores: npt.NDArray[np.float64]
+) -> None:
+    """Precision, recall and F-measure of each prediction's best reference into `scores`, (n, 3)."""
+    for index, (prediction, group) in enumerate(zip(predictions, references, strict=True)):
+        prediction_words = words(prediction, stem)
+        candidates = [rouge_l(prediction_words, words(reference, stem)) for reference in group]
+        # The greatest F-measure; max keeps the first of equals.
+        scores[index] = max(candidates, key=lambda score: score[2])
+
+
+def rouge_l_matrix(
+    texts: list[str], first_row: int, row_step: int, stem: bool, fmeasures: npt.NDArray[np.float64]
+) -> None:
+    """F-measure of every pair of texts into `fmeasures`, (n, n): rows first_row, first_row + row_step, ... and their mirror."""
+    tokenised = [words(text, stem) for text in texts]
+    for row in range(first_row, len(texts), row_step):
+        for column in range(row, len(texts)):
+            fmeasures[row, column] = fmeasures[column, row] = rouge_l(tokenised[row], tokenised[column])[2]
+
+
+def rouge_l(prediction: Sequence[str], reference: Sequence[str]) -> Score:
+    """Precision, recall and F-measure of two word lists; all 0 where they have no word in common."""
+    lcs = lcs_length(prediction, reference)
+    if lcs == 0:
+        return 0.0, 0.0, 0.0
+    precision = lcs / len(prediction)
+    recall = lcs / len(reference)
+    return precision, recall, 2 * precision * recall / (precision + recall)
+
+
+def words(text: str, stem: bool) -> list[str]:
+    """Runs of a-z and 0-9 in the lower-cased text; everything else separates them."""
+    found = re.findall("[a-z0-9]+", text.lower())
+    return [porter(word) if len(word) > UNSTEMMED_LENGTH else word for word in found] if stem else found
+
+
+def lcs_length(pattern: Sequence[str], text: Sequence[str]) -> int:
+    """Length of the longest common subsequence.
+
+    The row of the usual table is one big integer with a 0 bit where the row steps up by one, so its zeros count the
+    length; one addition takes it past a word whose places in the pattern are `matches`. (Crochemore et al. 2001; Hyyrö
+    2004.)
+    """
+    places: dict[str, int] = {}
+    for index, word in enumerate(pattern):
+        places[word] = places.get(word, 0) | 1 << index
+    full = (1 << len(pattern)) - 1
+    row = full
+    for word in text:
+        matches = places.get(word, 0)
+        row = ((row + (row & matches)) | (row & ~matches)) & full
+    return len(pattern) - row.bit_count()
+
+
+# Porter's stemmer: M. F. Porter, "An algorithm for suffix stripping", Program 14(3), 1980, with the changes of NLTK's
+# default mode, each marked "NLTK". Digits count as consonants.
+
+Rules = tuple[tuple[str, str], ...]
+
+# NLTK: words that the rules would get wrong. Words of three letters are never stemmed, so "sky" is not among them.
+IRREGULAR = {
+    "skies": "sky",
+    "dying": "die",
+    "lying": "lie",
+    "tying": "tie",
+    "innings": "inning",
+    "outings": "outing",
+    "cannings": "canning",
+    **{word: word for word in ("news", "inning", "outing", "canning", "howe", "proceed", "exceed", "succeed")},
+}
+PLURALS: Rules = (("sses", "ss"), ("ies", "i"), ("ss", "ss"), ("s", ""))
+STEP2: Rules = (
+    ("ational", "ate"),
+    ("tional", "tion"),
+    ("enci", "ence"),
+    ("anci", "ance"),
+    ("izer", "ize"),
+    ("bli", "ble"),
+    ("alli", "al"),
+    ("entli", "ent"),
+    ("eli", "e"),
+    ("ousli", "ous"),
+    ("ization", "ize"),
+    ("ation", "ate"),
+    ("ator", "ate"),
+    ("alism", "al"),
+    ("iveness", "ive"),
+    ("fulness", "ful"),
+    ("ousness", "ous"),
+    ("aliti", "al"),
+    ("iviti", "ive"),
+    ("biliti", "ble"),
+    ("fulli", "ful"),  # NLTK
+)
+STEP3: Rules = (
+    ("icate", "ic"),
+    ("ative", ""),
+    ("alize", "al"),
+    ("iciti", "ic"),
+    ("ical", "ic"),
+    ("ful", ""),
+    ("ness", ""),
+)
+STEP4: Rules = tuple(
+    (suffix, "")
+    for suffix in (
+        *("al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent"),
+        *("ion", "ou", "ism", "ate", "iti", "ous", "ive", "ize"),
+    )
+)
+
+
+def porter(word: str) -> str:
+    """The stem of a lower-case ASCII word."""
+    if word in IRREGULAR:
+        return IRREGULAR[word]
+    for step in (_step1a, _step1b, _step1c, _step2, _step3, _step4, _step5a, _step5b):
+        word = step(word)
+    return word
+
+
+def _step1a(word: str) -> str:
+    """Plurals: cats -> cat."""
+    if len(word) == 4 and word.endswith("ies"):  # NLTK: dies -> die, though flies -> fli
+        return word[:-1]
+    return _apply(PLURALS, word, lambda stem: True)
+
+
+def _step1b(word: str) -> str:
+    """Past tenses and gerunds: plastered -> plaster, motoring -> motor."""
+    if word.endswith("ied"):  # NLTK: died -> die, though spied -> spi
+        return word[:-1] if len(word) == 4 else word[:-2]
+    if word.endswith("eed"):
+        return word[:-1] if _measure(word[:-3]) > 0 else word
+    for suffix in ("ed", "ing"):
+        stem = word.removesuffix(suffix)
+        if stem != word and any(_vowels(stem)):
+            return _mend(stem)
+    return word
+
+
+def _mend(stem: str) -> str:
+    """What step 1b does to the stem of a removed -ed or -ing: hopp -> hop, fil -> file."""
+    if stem.endswith(("at", "bl", "iz")):
+        return stem + "e"
+    if len(stem) > 1 and stem[-1] == stem[-2] and not _vowels(stem)[-1]:
+        return stem if stem[-1] in "lsz" else stem[:-1]
+    return stem + "e" if _measure(stem) == 1 and _ends_cvc(stem) else stem
+
+
+def _step1c(word: str) -> str:
+    """NLTK: y -> i behind a consonant that isn't the word's first letter: happy -> happi, but enjoy, by."""
+    if len(word) > 2 and word.endswith("y") and not _vowels(word)[-2]:
+        return word[:-1] + "i"
+    return word
+
+
+def _step2(word: str) -> str:
+    """Double suffixes to single ones: relational -> relate."""
+    if word.endswith("alli") and _measure(word[:-4]) > 0:  # NLTK: as -al, which may end a longer suffix
+        word = word[:-2]
+    if word.endswith("logi"):  # NLTK: the l counts with the stem, so geologi -> geolog
+        return word[:-1] if _measure(word[:-3]) > 0 else word
+    return _apply(STEP2, word, lambda stem: _measure(stem) > 0)
+
+
+def _step3(word: str) -> str:
+    """electrical -> electric, hopeful -> hope."""
+    return _apply(STEP3, word, lambda stem: _measure(stem) > 0)
+
+
+def _step4(word: str) -> str:
+    """Single suffixes off: allowance -> allow; -ion only behind s or t."""
+    return _apply(STEP4, word, lambda stem: _measure(stem) > 1 and (not word.endswith("ion") or stem[-1] in "st"))
+
+
+def _step5a(word: str) -> str:
+    """A final e off: probate -> probat, but rate."""
+    stem = word.removesuffix("e")
+    if stem != word and (_measure(stem) > 1 or (_measure(stem) == 1 and not _ends_cvc(stem))):
+        return stem
+    return word
+
+
+def _step5b(word: str) -> str:
+    """controll -> control."""
+    return word[:-1] if word.endswith("ll") and _measure(word[:-1]) > 1 else word
+
+
+def _apply(rules: Rules, word: str, condition: Callable[[str], bool]) -> str:
+    """Replaces the first suffix that the word has, if the stem before it meets the condition; no later one is tried."""
+    for suffix, replacement in rules:
+        if word.endswith(suffix):
+            stem = word[: -len(suffix)]
+            return stem + replacement if condition(stem) else word
+    return word
+
+
+def _vowels(word: str) -> list[bool]:
+    """Which letters are vowels: a, e, i, o, u, and y behind a consonant."""
+    vowels: list[bool] = []
+    for letter in word:
+        vowels.append(letter in "aeiou" or (letter == "y" and bool(vowels) and not vowels[-1]))
+    return vowels
+
+
+def _measure(word: str) -> int:
+    """Porter's m: how often a vowel is followed by a consonant."""
+    vowels = _vowels(word)
+    return sum(before and not after for before, after in pairwise(vowels))
+
+
+def _ends_cvc(word: str) -> bool:
+    """Porter's *o: consonant, vowel, consonant other than w, x, y. NLTK: also vowel, consonant as the whole word."""
+    vowels = _vowels(word)
+    if len(word) == 2:
+        return vowels == [True, False]
+    return vowels[-3:] == [False, True, False] and word[-1] not in "wxy"
