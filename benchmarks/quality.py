@@ -76,12 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="questions of each set, spread over tasks; all where not given")
     arguments = parser.parse_args(argv)
 
-    scorers = {
-        "model": model_scores(arguments.model),
-        "longest": longest,
-        "overlap": overlap,
-        "minilm": minilm_cosine(),
-    }
+    model, minilm = model_scores(arguments.model), minilm_cosine()
     report: dict[str, Any] = {
         "benchmark": "quality",
         "model": arguments.model,
@@ -92,11 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "sets": {},
     }
     for name, questions in held_out_questions(arguments.data, arguments.limit).items():
-        gains = {"model": picked_gains(questions, scorers["model"]), "random": random_gains(questions)}
-        if questions[0].kind == "choice":
-            gains["majority"] = majority_gains(questions)
-        gains |= {baseline: picked_gains(questions, scorers[baseline]) for baseline in ("longest", "overlap", "minilm")}
-        gains["oracle"] = oracle_gains(questions)
+        gains = gains_by_method(questions, model, minilm)
         report["sets"][name] = {"rule": RULES[name], **compare(questions, gains)}
         print(f"\n{name}: {len(questions)} questions; {RULES[name]}\n\n{table(report['sets'][name])}")
     print(f"\n{BASELINES}\n")
@@ -117,6 +108,18 @@ def held_out_questions(data: Path, limit: int | None) -> dict[str, list[Question
     return {
         name: sample_evenly(questions, len(questions) if limit is None else limit) for name, questions in sets.items()
     }
+
+
+def gains_by_method(
+    questions: Sequence[Question], model: ScoreFunction, minilm: ScoreFunction
+) -> dict[str, FloatArray]:
+    """What each method's pick is worth, (n,) by name, the model first; the majority class for choices alone."""
+    gains = {"model": picked_gains(questions, model), "random": random_gains(questions)}
+    if questions[0].kind == "choice":
+        gains["majority"] = majority_gains(questions)
+    for name, score in {"longest": longest, "overlap": overlap, "minilm": minilm}.items():
+        gains[name] = picked_gains(questions, score)
+    return gains | {"oracle": oracle_gains(questions)}
 
 
 def compare(questions: Sequence[Question], gains: Mapping[str, FloatArray]) -> dict[str, Any]:
@@ -182,7 +185,7 @@ def model_scores(model: str) -> ScoreFunction:
         with tqdm(total=len(pairs), desc="model", unit="question") as progress:
             for start in range(0, len(pairs), SCORING_CHUNK):
                 chunk = pairs[start : start + SCORING_CHUNK]
-                scores.extend(scorer.score_many(chunk))
+                scores.extend(scorer.score_many([pair[0] for pair in chunk], [pair[1] for pair in chunk]))
                 progress.update(len(chunk))
         return scores
 

@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cappy_lite.errors import InputValueError
+from cappy_lite.rouge import rouge_l
+from cappy_train.evaluate import (
+    Question,
+    bootstrap,
+    choice_questions,
+    dev_questions,
+    distance_closed,
+    distractor_questions,
+    evaluate_dev,
+    longest,
+    majority_gains,
+    oracle_gains,
+    picked_gains,
+    random_gains,
+    sample_evenly,
+    task_means,
+)
+from cappy_train.instances import Instance
+
+Pairs = list[tuple[str, tuple[str, ...]]]
+
+
+def instance(
+    id: str,
+    *,
+    instruction: str = "Say yes.",
+    references: Sequence[str] = ("yes",),
+    choices: Sequence[str] | None = None,
+    task: str = "task",
+    template: str | None = None,
+    split: str = "test",
+) -> Instance:
+    listed = None if choices is None else tuple(choices)
+    return Instance(id, task, template, instruction, tuple(references), (), listed, split)
+
+
+def question(gains: Sequence[float], *, task: str = "t", template: str = "a", group: str = "g") -> Question:
+    texts = tuple("x" * (length + 1) for length in range(len(gains)))
+    return Question(task, template, "instruction", texts, np.array(gains, dtype=float), group, "choice")
+
+
+def colours(count: int, *, split: str = "test", task: str = "colour") -> list[Instance]:
+    """Instances whose inputs share words with their neighbours, every answer another one."""
+    return [
+        instance(
+            f"{task}-{split}-{number}",
+            instruction=f"Name the thing.\n\nInput: w{number} w{number + 1} w{number + 2}",
+            references=[f"thing{number}", f"object{number} or thing{number}"],
+            task=task,
+            split=split,
+        )
+        for number in range(count)
+    ]
+
+
+def first_word_scores(pairs: Pairs) -> list[np.ndarray]:
+    return [np.array([text.startswith("thing1") for text in candidates], dtype=float) for _, candidates in pairs]
+
+
+# Questions
+
+
+def test_choices_gain_one_where_they_are_references() -> None:
+    with_choices = instance("a:1:ask_it", choices=["no", "yes", "maybe"], template="ask it")
+    asked = choice_questions([with_choices, instance("open")])
+    assert [(q.candidates, q.gains.tolist(), q.kind) for q in asked] == [(("no", "yes", "maybe"), [0, 1, 0], "choice")]
+
+
+def test_renderings_of_one_example_are_one_group() -> None:
+    rendered = [
+        instance("copa:val:3:ask_it", template="ask it", choices=["yes"]),
+        instance("copa:val:3:why_C1_or_C2", template="…why? C1 or C2", choices=["yes"]),
+        instance("copa:val:4:ask_it", template="ask it", choices=["yes"]),
+        instance("superni-7", choices=["yes"]),
+    ]
+    assert [q.group for q in choice_questions(rendered)] == ["copa:val:3", "copa:val:3", "copa:val:4", "superni-7"]
+
+
+def test_distractors_are_similar_and_random_answers_of_other_instances() -> None:
+    pool = colours(40)
+    for asked, source in zip(distractor_questions(pool), sorted(pool, key=lambda one: one.id), strict=True):
+        number = int(source.references[0].removeprefix("thing"))
+        others = {int(text.removeprefix("thing")) for text in asked.candidates} - {number}
+        assert len(asked.candidates) == len(others) + 1 == 8
+        assert asked.instruction == source.instruction
+        # Inputs share words up to two places away, the nearest most.
+        assert {near for near in (number - 1, number + 1, number - 2, number + 2) if 0 <= near < 40} <= others
+
+
+def test_gains_are_stemmed_rouge_l_over_all_references() -> None:
+    pool = [
+        instance("a", instruction="q one", references=["two running dogs", "a cat"]),
+        instance("b", instruction="q two", references=["the cat runs"]),
+    ]
+    for asked, source in zip(distractor_questions(pool), pool, strict=True):
+        expected = [rouge_l(text, source.references, stem=True).fmeasure for text in asked.candidates]
+        assert asked.gains.tolist() == expected
+        assert asked.gains[asked.candidates.index(source.references[0])] == 1.0
+        assert max(asked.gains) > min(asked.gains) > 0 or source.id == "b"
+
+
+def test_no_distractor_is_right() -> None:
+    pool = [
+        instance("a", instruction="q 1", references=["Paris", "the city"]),
+        instance("b", instruction="q 2", references=["paris "]),
+        instance("c", instruction="q 3", references=["The  City"]),
+        instance("d", instruction="q 1", references=["another right answer"]),
+        instance("e", instruction="q 4", references=["Rome"]),
+        instance("f", instruction="q 5", references=["ROME"]),
+    ]
+    candidates = {q.group: sorted(text.lower() for text in q.candidates) for q in distractor_questions(pool)}
+    assert candidates["a"] == ["paris", "rome"]
+
+
+def test_questions_without_distractor_or_without_measurable_gold_are_left_out() -> None:
+    alone = instance("alone", task="other")
+    pool = [
+        instance("a", instruction="q 1"),
+        instance("b", instruction="q 2", references=["★★"]),
+        instance("c", instruction="q 3", references=["no"]),
+    ]
+    assert [q.group for q in distractor_questions([alone, *pool])] == ["a", "c"]
+    assert distractor_questions([alone]) == []
+
+
+def test_tasks_and_templates_do_not_mix() -> None:
+    pool = [*colours(9), *colours(9, task="shape")]
+    pool += [
+        instance(f"t{n}", instruction=f"q {n}", references=[f"r{n}"], task="colour", template="t") for n in range(9)
+    ]
+    for asked in distractor_questions(pool):
+        start = "r" if asked.template else "thing"
+        assert all(text.startswith(start) for text in asked.candidates)
+        assert len(set(asked.candidates)) == 8
+
+
+def test_candidates_depend_on_seed_and_ids_alone() -> None:
+    pool = colours(30)
+    shuffled = random.Random(1).sample(pool, len(pool))
+
+    def candidates(instances: Sequence[Instance], seed: int) -> dict[str, tuple[str, ...]]:
+        return {q.group: q.candidates for q in distractor_questions(instances, seed=seed)}
+
+    assert candidates(pool, 0) == candidates(shuffled, 0)
+    assert candidates(pool, 0) != candidates(pool, 1)
+
+
+def test_candidates_do_not_depend_on_the_hash_seed() -> None:
+    program = (
+        "from cappy_train.evaluate import distractor_questions, sample_evenly\n"
+        "from cappy_train.instances import Instance\n"
+        "pool = [Instance(str(n), 't', None, f'q w{n} w{n + 1}', (f'r{n}',), (), None, 'test') for n in range(12)]\n"
+        "print([q.candidates for q in sample_evenly(distractor_questions(pool), 5)])"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert outputs[0] == outputs[1] != b"[]\n"
+
+
+def test_the_gold_stands_anywhere() -> None:
+    places = [q.gains.argmax() for q in distractor_questions(colours(400))]
+    counts = np.bincount(places, minlength=8)
+    # 50 expected a place; five standard deviations either way.
+    assert counts.min() > 16
+    assert counts.max() < 84
+
+
+# Picks and baselines
+
+
+def test_the_pick_is_the_best_score_and_the_first_of_equals() -> None:
+    questions = [question([0.1, 0.2, 0.3]), question([0.4, 0.5]), question([0.6, 0.7, 0.8])]
+    scores = [np.array([0, 2, 1]), [1, 1], np.array([0.0, 0.5, 0.5], dtype=np.float32)]
+    assert picked_gains(questions, lambda _: scores).tolist() == [0.2, 0.4, 0.7]
+
+
+@pytest.mark.parametrize("scores", [[[1.0]], [[1.0, 2.0, 3.0]], [[np.nan, 1.0]], [[np.inf, 1.0]], [], [[0, 1], [0, 1]]])
+def test_scores_that_do_not_fit_are_refused(scores: list[list[float]]) -> None:
+    with pytest.raises(InputValueError, match="score gave"):
+        picked_gains([question([0, 1])], lambda _: scores)
+
+
+def test_random_oracle_and_longest() -> None:
+    questions = [question([0, 1, 0, 0]), question([0.5, 0.1])]
+    assert random_gains(questions).tolist() == pytest.approx([0.25, 0.3])
+    assert oracle_gains(questions).tolist() == [1, 0.5]
+    assert picked_gains(questions, longest).tolist() == [0, 0.1]
+
+
+def test_majority_is_the_place_that_is_right_most_often_in_its_template() -> None:
+    questions = [
+        question([0, 1], template="a"),
+        question([0, 1], template="a"),
+        question([1, 0], template="a"),
+        question([1, 0], template="b"),
+        *(question([0, 0, 1], template="c") for _ in range(3)),
+        *(question([1, 0], template="c") for _ in range(2)),
+        question([0, 1], template="c"),
+    ]
+    assert majority_gains(questions).tolist() == [1, 1, 0, 1, 1, 1, 1, 1, 1, 0]
+
+
+def test_distance_closed() -> None:
+    assert distance_closed(0.5, 0.2, 0.8) == pytest.approx(0.5)
+    assert distance_closed([0.1, 0.4], [0.2, 0.4], [0.7, 0.4]).tolist() == pytest.approx([-0.2, 0.0])
+
+
+# Averages and intervals
+
+
+def test_means_go_over_questions_then_templates_then_tasks() -> None:
+    questions = [
+        *(question([1], task="x", template="a") for _ in range(4)),
+        question([1], task="x", template="b"),
+        question([1], task="y", template="a"),
+    ]
+    means = task_means(questions, np.array([[1, 1, 0, 0, 0, 0.3], [1, 1, 1, 1, 1, 1]], dtype=float))
+    assert means.tolist() == [[pytest.approx(0.25), pytest.approx(0.3)], [pytest.approx(1), pytest.approx(1)]]
+
+
+def test_no_questions_are_refused() -> None:
+    with pytest.raises(InputValueError, match="questions is empty"):
+        task_means([], np.zeros(0))
+
+
+def test_bootstrap_has_the_standard_error_of_a_mean() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.random((1, 300))
+    samples = bootstrap([question([1], group=str(n)) for n in range(300)], values, resamples=4000)[:, 0, 0]
+    assert samples.mean() == pytest.approx(values.mean(), abs=0.001)
+    assert samples.std() == pytest.approx(values.std() / np.sqrt(300), rel=0.05)
+
+
+def test_bootstrap_draws_groups_not_questions() -> None:
+    rng = np.random.default_rng(4)
+    by_group = rng.random(100)
+    # Ten renderings of an example that are always right together tell no more than one.
+    questions = [question([1], group=str(n), template=str(t)) for n in range(100) for t in range(10)]
+    samples = bootstrap(questions, np.repeat(by_group, 10)[None], resamples=4000)[:, 0, 0]
+    assert samples.std() == pytest.approx(by_group.std() / 10, rel=0.05)
+
+
+def test_bootstrap_is_paired_seeded_and_within_tasks() -> None:
+    rng = np.random.default_rng(5)
+    questions = [question([1], task=str(n % 2), group=str(n)) for n in range(60)]
+    gains = rng.random((1, 60)) + np.array([[0.0], [0.25]])
+    samples = bootstrap(questions, gains, seed=1)
+    assert samples.shape == (2000, 2, 2)
+    assert np.allclose(samples[:, 1] - samples[:, 0], 0.25)
+    assert np.array_equal(samples, bootstrap(questions, gains, seed=1))
+    assert not np.array_equal(samples, bootstrap(questions, gains, seed=2))
+    constant = np.array([[0.2, 0.8] * 30])
+    assert np.allclose(bootstrap(questions, constant), [0.2, 0.8])
+
+
+# Development sets
+
+
+def test_samples_are_even_nested_and_do_not_depend_on_order() -> None:
+    questions = [question([1], task="big", group=str(n)) for n in range(50)]
+    questions += [question([1], task="small", group=str(n)) for n in range(3)]
+    sampled = sample_evenly(questions, 10)
+    assert [q.task for q in sampled].count("small") == 3
+    assert len(sampled) == len({(q.task, q.group) for q in sampled}) == 10
+    assert sample_evenly(questions[::-1], 6) == sampled[:6]
+    assert len(sample_evenly(questions, 99)) == 53
+
+
+def write_dev_data(folder: Path) -> None:
+    superni = [one for split in ("train", "dev") for one in colours(20, split=split)]
+    choices = [
+        instance(
+            f"{task}_{form}:{n}", instruction=f"q {n}", choices=["no", "yes"], task=task, template=form, split=split
+        )
+        for task, form in [("sciq", "ask"), ("imdb", "ask"), ("qasc", "is_correct_2"), ("qasc", "combined_1")]
+        for n, split in enumerate(["train", "dev", "dev"])
+    ]
+    generation = [
+        instance(
+            f"xsum:{n}",
+            instruction=f"q {n}" + " long" * (900 * (n == 1)),
+            references=[f"r{n}"],
+            task="xsum",
+            split="dev",
+        )
+        for n in range(12)
+    ]
+    for name, instances in {"superni_train": superni, "t0_train": choices + generation}.items():
+        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(one)) + "\n" for one in instances)
+
+
+def test_dev_questions_are_of_the_dev_split_and_of_sets_with_two_sides(tmp_path: Path) -> None:
+    write_dev_data(tmp_path)
+    sets = dev_questions(tmp_path)
+    assert sorted(q.group for q in sets["superni"]) == sorted(f"colour-dev-{n}" for n in range(20))
+    assert sorted(q.group for q in sets["t0_choice"]) == [
+        "qasc_combined_1:1",
+        "qasc_combined_1:2",
+        "sciq_ask:1",
+        "sciq_ask:2",
+    ]
+    assert sorted(q.group for q in sets["t0_generation"]) == sorted(f"xsum:{n}" for n in range(12) if n != 1)
+    limited = dev_questions(tmp_path, limit=3)
+    assert {name: [q.group for q in some] for name, some in limited.items()} == {
+        name: [q.group for q in every][:3] for name, every in sets.items()
+    }
+
+
+def test_dev_evaluation_gives_a_few_numbers(tmp_path: Path) -> None:
+    write_dev_data(tmp_path)
+    sets = dev_questions(tmp_path)
+
+    def best(pairs: Pairs) -> list[np.ndarray]:
+        gains = {(q.instruction, q.candidates): q.gains for questions in sets.values() for q in questions}
+        return [gains[pair] for pair in pairs]
+
+    assert evaluate_dev(sets, best) == pytest.approx(
+        {
+            "superni_dev_closed": 1,
+            "t0_choice_dev_accuracy": 1,
+            "t0_choice_dev_random": 0.5,
+            "t0_choice_dev_majority": 1,
+            "t0_generation_dev_closed": 1,
+        }
+    )
+    assert evaluate_dev(sets, lambda pairs: [-scores for scores in best(pairs)])["superni_dev_closed"] < 0
