@@ -5,6 +5,8 @@ The same functions as `_kernel_py`, which is their specification; `rouge` checks
 
 from libc.stdlib cimport calloc, free
 
+from cappy_lite.errors import InputValueError
+
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     int PyBytes_AsStringAndSize(object text, char **bytes, Py_ssize_t *size) except -1
@@ -120,5 +122,5 @@ cdef int check(cappy_status status) except -1:
     if status == CAPPY_NO_MEMORY:
         raise MemoryError
     if status == CAPPY_TOO_LARGE:
-        raise OverflowError("the texts of one item, or of a matrix, exceed 1 GiB")
+        raise InputValueError("the texts of one prediction and its references, or of a matrix, exceed 1 GiB together")
     return 0

@@ -1,6 +1,7 @@
 """Rouge-L in plain Python: what the C kernel computes, said readably, and the fallback where it can't be compiled.
 
-Equal to the rouge-score package to the last bit: its words, its stemmer (NLTK's default Porter), its order of operations.
+Equal to the rouge-score package to the last bit: its words, its stemmer (NLTK's default Porter), its order of
+operations.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ Score = tuple[float, float, float]
 def rouge_l_pairs(
     predictions: list[str], references: list[tuple[str, ...]], stem: bool, scores: npt.NDArray[np.float64]
 ) -> None:
-    """Precision, recall and F-measure of each prediction's best reference into `scores`, (n, 3)."""
+    """Precision, recall and F-measure of each prediction's best reference into `scores`, (n, 3).
+
+    Each entry of `references` has one text at least.
+    """
     for index, (prediction, group) in enumerate(zip(predictions, references, strict=True)):
         prediction_words = words(prediction, stem)
         candidates = [rouge_l(prediction_words, words(reference, stem)) for reference in group]
@@ -32,7 +36,11 @@ def rouge_l_pairs(
 def rouge_l_matrix(
     texts: list[str], first_row: int, row_step: int, stem: bool, fmeasures: npt.NDArray[np.float64]
 ) -> None:
-    """F-measure of every pair of texts into `fmeasures`, (n, n): rows first_row, first_row + row_step, ... and their mirror."""
+    """F-measure of every pair of texts into `fmeasures`, (n, n), symmetric.
+
+    Does rows first_row, first_row + row_step, ... from the diagonal on, and mirrors them; so `row_step` threads share a
+    matrix evenly.
+    """
     tokenised = [words(text, stem) for text in texts]
     for row in range(first_row, len(texts), row_step):
         for column in range(row, len(texts)):

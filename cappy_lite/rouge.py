@@ -14,14 +14,16 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from cappy_lite.arguments import check_count, check_list
 from cappy_lite.errors import InputTypeError, InputValueError
 
 FloatArray = npt.NDArray[np.float64]
@@ -52,9 +54,9 @@ def rouge_l(
         InputTypeError: a text is not a str.
         InputValueError: there is no reference, or no such tokenizer.
     """
-    _check_text(prediction, "prediction")
-    group = _reference_group(references, "references")
-    _check_options(stem, tokenizer, threads=None)
+    _check_text("prediction", prediction)
+    group = _check_references("references", references)
+    _check_options(stem, tokenizer)
     scores = np.empty((1, 3))
     _kernel.rouge_l_pairs([prediction], [group], stem, scores)
     return RougeL(*scores[0].tolist())
@@ -83,14 +85,14 @@ def rouge_l_pairs(
         InputTypeError: a list is missing, or an item is not a str; the message has its index.
         InputValueError: the lengths differ, an entry of `references` is empty, or an option has no such value.
     """
-    checked_predictions = list(_check_texts(predictions, "predictions"))
-    groups = _reference_groups(references)
-    if len(groups) != len(checked_predictions):
+    texts = _check_texts("predictions", predictions)
+    groups = _check_reference_lists("references", references)
+    if len(texts) != len(groups):
         raise InputValueError(
-            f"predictions and references must have the same length; "
-            f"they have {len(checked_predictions)} and {len(groups)}"
+            f"predictions and references must have the same length: they have {len(texts)} and {len(groups)}"
         )
-    return _score_pairs(checked_predictions, groups, stem, _check_options(stem, tokenizer, threads))
+    _check_options(stem, tokenizer)
+    return _score_pairs(texts, groups, stem, _check_threads(threads))
 
 
 def rouge_l_against(
@@ -114,10 +116,10 @@ def rouge_l_against(
     Raises:
         InputTypeError, InputValueError: as for `rouge_l_pairs`.
     """
-    group = _reference_group(references, "references")
-    checked_predictions = list(_check_texts(predictions, "predictions"))
-    groups = [group] * len(checked_predictions)
-    return _score_pairs(checked_predictions, groups, stem, _check_options(stem, tokenizer, threads))
+    group = _check_references("references", references)
+    texts = _check_texts("predictions", predictions)
+    _check_options(stem, tokenizer)
+    return _score_pairs(texts, [group] * len(texts), stem, _check_threads(threads))
 
 
 def rouge_l_matrix(
@@ -135,93 +137,86 @@ def rouge_l_matrix(
     Raises:
         InputTypeError, InputValueError: as for `rouge_l_pairs`.
     """
-    checked_texts = list(_check_texts(texts, "texts"))
-    workers = _check_options(stem, tokenizer, threads)
-    fmeasures = np.empty((len(checked_texts), len(checked_texts)))
+    checked = _check_texts("texts", texts)
+    _check_options(stem, tokenizer)
+    row_step = min(_check_threads(threads), max(len(checked), 1))
+    fmeasures = np.empty((len(checked), len(checked)))
 
-    def do_rows(first_row: int) -> None:
-        _kernel.rouge_l_matrix(checked_texts, first_row, workers, stem, fmeasures)
+    def score_rows(first_row: int) -> None:
+        _kernel.rouge_l_matrix(checked, first_row, row_step, stem, fmeasures)
 
-    _run(do_rows, range(workers), workers)
+    _run(score_rows, range(row_step))
     return fmeasures
 
 
 def _score_pairs(predictions: list[str], groups: list[tuple[str, ...]], stem: bool, threads: int) -> FloatArray:
     scores = np.empty((len(predictions), 3))
-    step = -(-len(predictions) // threads) or 1
+    share = max(-(-len(predictions) // threads), 1)
 
-    def do_slice(start: int) -> None:
-        part = slice(start, start + step)
+    def score_share(start: int) -> None:
+        part = slice(start, start + share)
         _kernel.rouge_l_pairs(predictions[part], groups[part], stem, scores[part])
 
-    _run(do_slice, range(0, len(predictions), step), threads)
+    _run(score_share, range(0, len(predictions), share))
     return scores
 
 
-def _run(work: Callable[[int], None], starts: range, threads: int) -> None:
-    """Calls `work` for every start, in as many threads; the kernel releases the GIL."""
-    if threads == 1:
+def _run(work: Callable[[int], None], starts: range) -> None:
+    """Calls `work` with every start, each in its own thread if there are several; the kernel releases the GIL."""
+    if len(starts) <= 1:
         for start in starts:
             work(start)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, starts):
-            pass
+    with ThreadPoolExecutor(len(starts)) as pool:
+        deque(pool.map(work, starts), maxlen=0)
 
 
-def _check_text(text: object, name: str) -> None:
-    if not isinstance(text, str):
-        raise InputTypeError(f"{name} must be a str, not {type(text).__name__}")
+def _check_text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InputTypeError(f"{name} must be a str, not {type(value).__name__}")
+    return value
 
 
-def _check_texts(texts: object, name: str) -> Sequence[str]:
-    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
-        raise InputTypeError(f"{name} must be a list of str, not {type(texts).__name__}")
+def _check_texts(name: str, values: object) -> list[str]:
+    """A new list of the texts. Unlike a model, Rouge-L reads any str: a lone surrogate separates words."""
+    texts = check_list(name, values)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InputTypeError(f"{name}[{index}] must be a str, not {type(text).__name__}")
-    return texts
+            _check_text(f"{name}[{index}]", text)
+    return cast(list[str], texts)
 
 
-def _reference_group(references: object, name: str) -> tuple[str, ...]:
-    """One prediction's references, checked."""
-    if isinstance(references, str):
-        return (references,)
-    if isinstance(references, bytes) or not isinstance(references, Sequence):
-        raise InputTypeError(f"{name} must be a str or a list of str, not {type(references).__name__}")
+def _check_references(name: str, value: object) -> tuple[str, ...]:
+    """One prediction's references."""
+    if isinstance(value, str):
+        return (value,)
+    references = tuple(_check_texts(name, value))
     if not references:
-        raise InputValueError(f"{name} is empty; give one reference at least")
-    return tuple(_check_texts(references, name))
+        raise InputValueError(f"{name} is empty: give at least one reference")
+    return references
 
 
-def _reference_groups(references: object) -> list[tuple[str, ...]]:
+def _check_reference_lists(name: str, values: object) -> list[tuple[str, ...]]:
     """Every prediction's references. Neighbours that are one object stay one, which the kernel reads once."""
-    if isinstance(references, str | bytes) or not isinstance(references, Sequence):
-        raise InputTypeError(
-            f"references must be a list with a str or a list of str for each prediction, "
-            f"not {type(references).__name__}"
-        )
     groups: list[tuple[str, ...]] = []
     previous: object = None
-    for index, entry in enumerate(references):
-        groups.append(groups[-1] if groups and entry is previous else _reference_group(entry, f"references[{index}]"))
+    for index, entry in enumerate(check_list(name, values, of="str or of lists of str")):
+        if not groups or entry is not previous:
+            group = (entry,) if isinstance(entry, str) else _check_references(f"{name}[{index}]", entry)
+        groups.append(group)
         previous = entry
     return groups
 
 
-def _check_options(stem: object, tokenizer: object, threads: object) -> int:
-    """Checks the options; returns the number of threads."""
+def _check_options(stem: object, tokenizer: object) -> None:
     if not isinstance(stem, bool):
         raise InputTypeError(f"stem must be True or False, not {stem!r}")
     if tokenizer not in TOKENIZERS:
         raise InputValueError(f"tokenizer must be {' or '.join(map(repr, TOKENIZERS))}, not {tokenizer!r}")
-    if threads is None:
-        return 1
-    if not isinstance(threads, int) or isinstance(threads, bool):
-        raise InputTypeError(f"threads must be an int or None, not {type(threads).__name__}")
-    if threads < 1:
-        raise InputValueError(f"threads must be at least 1, not {threads}")
-    return threads
+
+
+def _check_threads(threads: int | None) -> int:
+    return 1 if threads is None else check_count("threads", threads)
 
 
 def _choose_kernel() -> tuple[str, ModuleType]:
