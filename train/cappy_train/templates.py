@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Template as Compiled
-from jinja2 import UndefinedError
+from jinja2 import TemplateError, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
 
 from cappy_lite.errors import InputValueError
@@ -55,15 +55,21 @@ def read_templates(archive: Path, dataset: str) -> list[Template]:
 
 
 def render(template: Template, row: dict[str, Any], *, id: str, task: str) -> Instance | None:
-    """The training instance that a template makes of a row; None where it makes no prompt, or no answer that it offers."""
+    """The training instance that a template makes of a row; None where it makes no prompt, or no answer that it offers.
+
+    Raises:
+        InputValueError: the template is not valid Jinja, or reaches for more than the row; the message names it.
+    """
     choices = None
-    if template.answer_choices:
-        rendered = _compiled(template.answer_choices).render(row)
-        choices = tuple(choice.strip() for choice in rendered.split(SEPARATOR))
     try:
+        if template.answer_choices:
+            rendered = _compiled(template.answer_choices).render(row)
+            choices = tuple(choice.strip() for choice in rendered.split(SEPARATOR))
         text = _compiled(template.jinja).render(row, answer_choices=choices)
-    except UndefinedError:  # the template reads a field that the row lacks
+    except UndefinedError:  # it reads a field that the row lacks
         return None
+    except TemplateError as error:
+        raise InputValueError(f"{task}, template {template.name!r}: {error}") from error
     prompt, _, answer = (part.strip() for part in text.partition(SEPARATOR))
     if not prompt or not answer or (choices and answer not in choices):
         return None
