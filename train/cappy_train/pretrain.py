@@ -51,10 +51,10 @@ class Settings:
     short: int = 288
     long: int = 512
     long_share: float = 0.15
-    learning_rate: float = 1.5e-4
+    learning_rate: float = 3e-4
     warmup: float = 0.05
     weight_decay: float = 0.01
-    listwise: float = 0.5
+    listwise: float = 1.0
     temperature: float = 0.2
     checkpoint_every: int = 200
     evaluate_every: int = 1000

@@ -1,0 +1,1 @@
+"""Training for cappy-lite: regression data, the scorer network, evaluation, and export to a model folder."""
