@@ -21,7 +21,7 @@ kernel = Extension(
     include_dirs=["csrc"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else [],
     py_limited_api=LIMITED_API,
-    extra_compile_args=["-std=c11", "-O3", *sanitize],
+    extra_compile_args=["-std=c11", "-O3", "-g0", "-fvisibility=hidden", *sanitize],
     extra_link_args=sanitize,
 )
 
