@@ -50,12 +50,12 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_it_learns(inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    pretrain(*inputs, tmp_path, replace(SETTINGS, steps=60, checkpoint_every=20, evaluate_every=60))
+    pretrain(*inputs, tmp_path, replace(SETTINGS, steps=300, checkpoint_every=50, evaluate_every=300))
     log = log_of(tmp_path)
     losses = [line["loss"] for line in log if "loss" in line]
-    assert losses[-1] < losses[0] - 0.1
-    (dev,) = (line for line in log if "superni_dev_closed" in line)
-    assert dev["superni_dev_closed"] > 0.3
+    assert losses[-1] < losses[0] - 0.2
+    (dev,) = (line for line in log if "t0_generation_dev_closed" in line)
+    assert dev["t0_generation_dev_closed"] > 0.2
     assert all(line["pairs_per_second"] > 0 and line["tokens_per_second"] > 0 for line in log if "loss" in line)
 
 
@@ -166,12 +166,19 @@ def test_the_head_stays_float32_and_word_embeddings_stay(inputs: tuple[Path, Pat
 
 
 def test_command_line(inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, base = inputs
-    arguments = ["pretrain", "--data", str(data), "--base", str(base), "--out", str(tmp_path), "--steps", "1"]
+    _, base = inputs
+    data = write_tiny_data(tmp_path / "data", count=300)
+    out = tmp_path / "run"
+    arguments = ["pretrain", "--data", str(data), "--base", str(base), "--out", str(out), "--steps", "1"]
     assert cli.main(arguments) == 0
-    assert (tmp_path / "checkpoint.pt").exists()
-    assert cli.main(["pretrain", "--data", str(tmp_path / "none"), "--base", str(base), "--out", str(tmp_path)]) == 1
-    assert "t0_train.jsonl.gz: no such file" in capsys.readouterr().err
+    assert (out / "checkpoint.pt").exists()
+    assert cli.main(["pretrain", "--data", str(tmp_path / "none"), "--base", str(base), "--out", str(out)]) == 1
+    assert "superni_train.jsonl.gz: no such file" in capsys.readouterr().err
+
+
+def test_too_little_data_is_refused(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputValueError, match="give more data"):
+        pretrain(*inputs, tmp_path, replace(SETTINGS, batch_tokens=65536))
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

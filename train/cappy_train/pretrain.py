@@ -118,6 +118,11 @@ class Run:
         self.step = 0
         self._rows = rows
         self._per_epoch = len(self._epoch(0))
+        if not self._per_epoch:
+            raise InputValueError(
+                f"{len(rows)} rows of data don't fill one step of {settings.batches_per_step} batches of "
+                f"{settings.batch_tokens} tokens: give more data"
+            )
         self.steps = settings.steps or self._per_epoch
         network.word_embeddings.requires_grad_(False)
         self.working = working_copy(network)
