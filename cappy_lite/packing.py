@@ -66,7 +66,7 @@ def cut_lengths(instruction: int, candidate: int, max_tokens: int) -> Cut:
 
 
 def cut_middle(ids: Sequence[int], length: int) -> Sequence[int]:
-    """The head and the tail of `ids`, `length` in all; what an instruction asks stands at either end, rarely between."""
+    """The head and the tail of `ids`, `length` in all: an instruction asks at either end, seldom between."""
     if len(ids) <= length:
         return ids
     tail = length // 2
@@ -84,8 +84,8 @@ def pack(
 ) -> Iterator[PackedRow]:
     """Packed rows that hold every candidate once, each beside the instruction.
 
-    A row has at most `row_tokens` tokens or one candidate. Candidates keep their order within a row, and rows are made one at a
-    time, so memory does not grow with the number of candidates.
+    A row has at most `row_tokens` tokens or one candidate. Candidates keep their order within a row, and rows are made
+    one at a time, so memory does not grow with the number of candidates.
 
     Args:
         instruction: token ids of the instruction, without special tokens.
