@@ -21,7 +21,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def some_examples(count: int) -> list[Example]:
     rng = random.Random(0)
-    words = "dog cat runs eats the a snow sun".split()
+    words = ["dog", "cat", "runs", "eats", "the", "a", "snow", "sun"]
 
     def text(length: int) -> str:
         return " ".join(rng.choices(words, k=length))
@@ -67,10 +67,8 @@ def test_scores_are_those_of_each_candidate_on_its_own(base: Path) -> None:
     pairs = [(example.instruction, example.responses) for example in some_examples(20)]
     for (instruction, candidates), scores in zip(pairs, network_scores(network, packer, pairs, 160), strict=True):
         for candidate, score in zip(candidates, scores, strict=True):
-            instruction_ids, candidate_ids = packer.encode([instruction, candidate])
-            (row,) = pack(
-                instruction_ids, [candidate_ids], cls_id=packer.cls_id, sep_id=packer.sep_id, max_tokens=160
-            )
+            instruction_ids, candidate_ids = packer.encode(instruction), packer.encode(candidate)
+            (row,) = pack(instruction_ids, [candidate_ids], cls_id=packer.cls_id, sep_id=packer.sep_id, max_tokens=160)
             inputs = (row.input_ids, row.position_ids, row.token_type_ids, row.segment_ids)
             with torch.no_grad():
                 logit = network(*(torch.from_numpy(ids)[None] for ids in inputs), torch.from_numpy(row.score_positions))

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from cappy_lite.packing import PackedRow, pack
+from cappy_lite.tokens import TextEncoder
 from cappy_train.network import ScorerNetwork
 from cappy_train.regression import MAX_RESPONSES, Example
 
@@ -68,16 +68,13 @@ class Packer:
     """Texts to packed rows, with the tokenizer in a file."""
 
     def __init__(self, tokenizer_file: Path) -> None:
-        self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        self.cls_id = self.tokenizer.token_to_id("[CLS]")
-        self.sep_id = self.tokenizer.token_to_id("[SEP]")
+        self._encoder = TextEncoder(tokenizer_file, cls_token="[CLS]", sep_token="[SEP]")
+        self.cls_id = self._encoder.cls_id
+        self.sep_id = self._encoder.sep_id
 
-    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        """Token ids of each text, without special tokens; 4 bytes a token, so that millions fit in memory."""
-        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [array("i", encoding.ids) for encoding in encodings]
+    def encode(self, text: str) -> Sequence[int]:
+        """Token ids of a text, without special tokens; 4 bytes each, so that millions of texts fit in memory."""
+        return array("i", self._encoder.encode(text))
 
     def pack(
         self, instruction: Sequence[int], responses: Sequence[Sequence[int]], max_tokens: int
@@ -97,13 +94,12 @@ class Packer:
         """A row an example: a share of them reads up to `long` tokens a pair, the others up to `short`."""
         rng = random.Random(f"{seed}:lengths")
         rows = []
-        for part in _chunks(list(examples), 1024):
-            texts = iter(self.encode([text for example in part for text in (example.instruction, *example.responses)]))
-            for example in part:
-                instruction, responses = next(texts), tuple(next(texts) for _ in example.responses)
-                max_tokens = long if rng.random() < long_share else short
-                length = len(next(self.pack(instruction, responses, max_tokens)).input_ids)
-                rows.append(TokenRow(instruction, responses, example.labels, max_tokens, length))
+        for example in examples:
+            instruction = self.encode(example.instruction)
+            responses = tuple(self.encode(response) for response in example.responses)
+            max_tokens = long if rng.random() < long_share else short
+            length = len(next(self.pack(instruction, responses, max_tokens)).input_ids)
+            rows.append(TokenRow(instruction, responses, example.labels, max_tokens, length))
         return rows
 
     def batch(self, rows: Sequence[TokenRow]) -> Batch:
@@ -168,8 +164,8 @@ def network_scores(
     scores = [np.empty(len(candidates), dtype=np.float32) for _, candidates in pairs]
     rows: list[tuple[int, PackedRow]] = []
     for index, (instruction, candidates) in enumerate(pairs):
-        instruction_ids, *candidate_ids = packer.encode([instruction, *candidates])
-        rows += ((index, row) for row in packer.pack(instruction_ids, candidate_ids, max_tokens))
+        candidate_ids = [packer.encode(candidate) for candidate in candidates]
+        rows += ((index, row) for row in packer.pack(packer.encode(instruction), candidate_ids, max_tokens))
     rows.sort(key=lambda item: len(item[1].input_ids))
     for part in _chunks(rows, SCORING_TOKENS // ROW_TOKENS):
         length = padded(max(len(row.input_ids) for _, row in part))
@@ -181,6 +177,6 @@ def network_scores(
     return scores
 
 
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -44,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--data", type=Path, required=True, help="folder with the training files")
     pretrain.add_argument("--out", type=Path, required=True, help="folder of the run")
     pretrain.add_argument(
-        "--base", type=Path, help="folder of the BERT checkpoint to start from (default: the MiniLM of the extra [train])"
+        "--base",
+        type=Path,
+        help="folder of the BERT checkpoint to start from (default: the MiniLM of the extra [train])",
     )
     pretrain.add_argument("--steps", type=int, help="optimizer steps (default: one pass over the data)")
     pretrain.add_argument("--learning-rate", type=float, help="peak learning rate")

@@ -1,6 +1,6 @@
 """The shared-instruction scorer network: a BERT encoder that reads packed rows (see `cappy_lite.packing`).
 
-A token sees its instruction and its own segment, so one row scores many candidates and none of them knows of the others.
+A token sees its instruction and its own segment, so one row scores many candidates, and none knows of the others.
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ def pretrain(data: Path, base: Path, out: Path, settings: Settings) -> ScorerNet
 class Run:
     """The state of a training run: what a step changes, and what a checkpoint keeps.
 
-    The encoder works in bfloat16 on a copy of the weights; the weights themselves, and AdamW's moments, are float32. Word
-    embeddings stay as they are: words that the data lacks keep their place among those that it has.
+    The encoder works in bfloat16 on a copy of the weights; the weights themselves, and AdamW's moments, are float32.
+    Word embeddings stay as they are: words that the data lacks keep their place among those that it has.
     """
 
     def __init__(self, network: ScorerNetwork, rows: Sequence[TokenRow], settings: Settings, out: Path) -> None:
@@ -146,8 +146,7 @@ class Run:
         """For each step still to do, its batches as numbers of rows."""
         while self.step < self.steps:
             epoch, done = divmod(self.step, self._per_epoch)
-            for step_batches in self._epoch(epoch)[done : done + self.steps - self.step]:
-                yield step_batches
+            yield from self._epoch(epoch)[done : done + self.steps - self.step]
 
     def _epoch(self, epoch: int) -> list[list[list[int]]]:
         batches = plan(self._rows, self.settings.batch_tokens, seed=self.settings.seed + epoch)

@@ -58,7 +58,7 @@ def training_instances(data: Path, *, seed: int) -> list[Instance]:
 
 
 def rendered_rows(data: Path, dataset: str, count: int, *, seed: int) -> list[Instance]:
-    """`count` rows of a data set drawn with equal numbers of each label, each rendered by a template drawn at random."""
+    """`count` rows of a data set, as many of each label, each rendered by a template drawn at random."""
     with gzip.open(data / f"rows_{dataset}.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     templates = read_templates(data / "promptsource_templates.tar.gz", dataset)
@@ -184,7 +184,7 @@ def _responses(
 
 
 def damage(text: str, other: str, rng: random.Random) -> str:
-    """A text with one fault: words dropped, its end cut off, two words swapped, words of `other` put in, or a number changed."""
+    """A text with a fault: words dropped, cut off, swapped, replaced by words of `other`, or a number changed."""
     words = text.split()
     if not words:
         return other

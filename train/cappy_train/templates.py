@@ -1,4 +1,4 @@
-"""Instances from rows and PromptSource templates (Bach et al., 2022): Jinja that gives a prompt, `|||`, and its answer."""
+"""Instances from rows and PromptSource templates (Bach et al., 2022): Jinja that gives a prompt and its answer."""
 
 from __future__ import annotations
 
