@@ -1,6 +1,7 @@
 """The border to the C kernel: collects pointers, releases the GIL once around the batch, maps the status.
 
-The same functions as `_kernel_py`, which is their specification; `rouge` checks the arguments for both.
+The same functions as `_kernel_py`, which is their specification; `rouge` checks the arguments for both, and hands over
+lists of its own, which nobody changes while the GIL is released.
 """
 
 from libc.stdlib cimport calloc, free
@@ -34,7 +35,7 @@ cdef extern from "cappy.h" nogil:
 
 def rouge_l_pairs(list predictions, list references, bint stem, double[:, ::1] scores):
     cdef size_t count = len(predictions)
-    cdef size_t i, reference_count, used = 0, total = 0
+    cdef size_t i, used = 0, total = 0
     cdef tuple group, previous = None
     cdef cappy_status status
     # Encoded texts that their str doesn't keep.
@@ -44,7 +45,7 @@ def rouge_l_pairs(list predictions, list references, bint stem, double[:, ::1] s
         raise ValueError("references and scores must have a row for each prediction, scores 3 columns")
     for group in references:
         if group is not previous:
-            total += len(group)
+            total += <size_t>len(group)
         previous = group
     if count == 0:
         return
@@ -54,18 +55,15 @@ def rouge_l_pairs(list predictions, list references, bint stem, double[:, ::1] s
     try:
         if items == NULL or texts == NULL:
             raise MemoryError
-        previous = None
         for i in range(count):
             items[i].prediction = view(predictions[i], owned)
             group = references[i]
-            if group is previous:
+            items[i].reference_count = <size_t>len(group)
+            if i > 0 and group is previous:
                 items[i].references = items[i - 1].references
-                items[i].reference_count = items[i - 1].reference_count
                 continue
             previous = group
-            reference_count = len(group)
             items[i].references = texts + used
-            items[i].reference_count = reference_count
             for text in group:
                 texts[used] = view(text, owned)
                 used += 1
@@ -122,5 +120,5 @@ cdef int check(cappy_status status) except -1:
     if status == CAPPY_NO_MEMORY:
         raise MemoryError
     if status == CAPPY_TOO_LARGE:
-        raise InputValueError("the texts of one prediction and its references, or of a matrix, exceed 1 GiB together")
+        raise InputValueError("a prediction, one prediction's references, or the texts of a matrix exceed 1 GiB")
     return 0

@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
@@ -54,7 +53,8 @@ def rouge_l(
         InputTypeError: a text is not a str.
         InputValueError: there is no reference, or no such tokenizer.
     """
-    _check_text("prediction", prediction)
+    if not isinstance(prediction, str):
+        raise _not_text("prediction", prediction)
     group = _check_references("references", references)
     _check_options(stem, tokenizer)
     scores = np.empty((1, 3))
@@ -83,7 +83,8 @@ def rouge_l_pairs(
 
     Raises:
         InputTypeError: a list is missing, or an item is not a str; the message has its index.
-        InputValueError: the lengths differ, an entry of `references` is empty, or an option has no such value.
+        InputValueError: the lengths differ, an entry of `references` is empty, an option has no such value, or texts
+            that must be held together exceed 1 GiB.
     """
     texts = _check_texts("predictions", predictions)
     groups = _check_reference_lists("references", references)
@@ -168,13 +169,11 @@ def _run(work: Callable[[int], None], starts: range) -> None:
             work(start)
         return
     with ThreadPoolExecutor(len(starts)) as pool:
-        deque(pool.map(work, starts), maxlen=0)
+        list(pool.map(work, starts))  # raises what a thread raised
 
 
-def _check_text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InputTypeError(f"{name} must be a str, not {type(value).__name__}")
-    return value
+def _not_text(name: str, value: object) -> InputTypeError:
+    return InputTypeError(f"{name} must be a str, not {type(value).__name__}")
 
 
 def _check_texts(name: str, values: object) -> list[str]:
@@ -182,7 +181,7 @@ def _check_texts(name: str, values: object) -> list[str]:
     texts = check_list(name, values)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            _check_text(f"{name}[{index}]", text)
+            raise _not_text(f"{name}[{index}]", text)
     return cast(list[str], texts)
 
 
@@ -202,7 +201,7 @@ def _check_reference_lists(name: str, values: object) -> list[tuple[str, ...]]:
     previous: object = None
     for index, entry in enumerate(check_list(name, values, of="str or of lists of str")):
         if not groups or entry is not previous:
-            group = (entry,) if isinstance(entry, str) else _check_references(f"{name}[{index}]", entry)
+            group = _check_references(f"{name}[{index}]", entry)
         groups.append(group)
         previous = entry
     return groups

@@ -9,7 +9,7 @@
 typedef enum {
     CAPPY_OK = 0,
     CAPPY_NO_MEMORY = 1, /* an allocation failed; nothing is left allocated */
-    CAPPY_TOO_LARGE = 2, /* the texts that must be held together (an item's, or a matrix') exceed about 1 GiB */
+    CAPPY_TOO_LARGE = 2, /* a prediction, one prediction's references, or the texts of a matrix exceed 1 GiB */
 } cappy_status;
 
 /* UTF-8, not terminated. Any bytes are safe; those of invalid sequences separate words. */

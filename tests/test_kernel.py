@@ -192,6 +192,10 @@ def test_c_kernel_refuses_what_is_no_text() -> None:
     with pytest.raises(TypeError):
         _kernel.rouge_l_pairs([b"a"], [("a",)], False, np.empty((1, 3)))  # type: ignore[list-item]
     with pytest.raises(TypeError):
+        _kernel.rouge_l_pairs(["a"], [None], False, np.empty((1, 3)))  # type: ignore[list-item]
+    with pytest.raises(TypeError):
+        _kernel.rouge_l_pairs(["a", "a"], [("a",), ("a", 1)], False, np.empty((2, 3)))  # type: ignore[list-item]
+    with pytest.raises(TypeError):
         _kernel.rouge_l_matrix([None], 0, 1, False, np.empty((1, 1)))  # type: ignore[list-item]
 
 
