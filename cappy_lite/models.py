@@ -95,7 +95,7 @@ def read_config(folder: Path) -> ModelConfig:
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
-        raise ModelError(f"{path} is no JSON ({error}): {_remedy(folder)}") from None
+        raise ModelError(f"{path} is not JSON ({error}): {_remedy(folder)}") from None
     if not isinstance(config, dict):
         raise ModelError(f"{path} must hold a JSON object: {_remedy(folder)}")
     _check_supported(path, config)
@@ -160,7 +160,7 @@ def _digests(path: Path, files: dict[str, Any]) -> dict[str, FileDigest]:
     for name in files:
         # A name with a folder in it could point anywhere on the disk.
         if Path(name).name != name:
-            raise ModelError(f"{path}: files lists {name!r}, which is no plain file name: {_remedy(path.parent)}")
+            raise ModelError(f"{path}: files lists {name!r}, which is not a plain file name: {_remedy(path.parent)}")
     return {
         name: FileDigest(_value(path, entry, "bytes", int), _value(path, entry, "sha256", str))
         for name, entry in ((name, _value(path, files, name, dict)) for name in files)

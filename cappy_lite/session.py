@@ -87,7 +87,7 @@ def available_cpus() -> int:
     """CPUs that this process may keep busy: its affinity, and no more than its cgroup's quota; at least 1."""
     # macOS and Windows have no affinity call, and no cgroups.
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(count, math.floor(min(count, cgroup_cpus()))))
+    return max(1, math.floor(min(count, cgroup_cpus())))
 
 
 def cgroup_cpus(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:

@@ -21,7 +21,7 @@ class TextEncoder:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{path} is no tokenizer that this tokenizers version reads: {error}") from error
+            raise ModelError(f"{path} is not a tokenizer that this tokenizers version reads: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # Without this, "[SEP]" in a text would become the token that ends it.

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
+from tiny_model import write_tiny_model
 
 # Benchmarks aren't installed. Last on the path, so that an installed cappy_lite isn't hidden by its own sources.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -11,3 +14,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 # Examples differ by a thousand times in size, so a time limit on each would say nothing.
 settings.register_profile("cappy", deadline=None)
 settings.load_profile("cappy")
+
+# Tests that import ONNX Runtime by themselves mustn't start its telemetry either.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder to read; a test that changes one writes its own."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")

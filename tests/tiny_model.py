@@ -1,4 +1,4 @@
-"""A real model folder, small enough to be made in every test run: its tokenizer, its graph over packed rows, its config."""
+"""A real model folder, small enough for every test run to make: tokenizer, graph over packed rows, config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 WORDS = """a an and answer are ball blue car cat chef child concepts cooks day dog down drives eats film from good green
 he house i in is it mountain movie not of old on pasta put question red runs sentence she ski skier skis snow street sun
-the they this to together together was water we who word write yes you""".split()
+the they this to together was water we who word write yes you""".split()  # noqa: SIM905
 HIDDEN = 16
 
 
@@ -45,7 +45,10 @@ def write_config(folder: Path, **changes: object) -> None:
         "parity": {},
         "training": {},
         "files": {
-            name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(), "bytes": (folder / name).stat().st_size}
+            name: {
+                "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
+                "bytes": (folder / name).stat().st_size,
+            }
             for name in ("model.onnx", "tokenizer.json", "README.md")
         },
     }
