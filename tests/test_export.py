@@ -1,0 +1,255 @@
+"""A run becomes a model folder that the runtime loads, or an error and nothing at all."""
+
+from __future__ import annotations
+
+import collections
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tiny_training import write_tiny_bert, write_tiny_data
+
+from cappy_lite import Scorer
+from cappy_lite.errors import InputValueError, ModelError
+from cappy_lite.models import check_files, read_config
+from cappy_lite.packing import PackedRow
+from cappy_lite.session import INPUTS, open_session, run_row
+from cappy_train.batches import Packer, network_scores
+from cappy_train.cli import main
+from cappy_train.evaluate import Question
+from cappy_train.export import Parity, check_parity, export, measure_parity, packed_rows, seal
+from cappy_train.graph import QuantisedLinear, graph_weights, joint_twin, packed_graph
+from cappy_train.network import ScorerNetwork, from_bert
+from cappy_train.quantise import FLOAT_LAYERS, observe, quantise
+
+INSTRUCTION = "put the word together: dog runs"
+CANDIDATES = ["the dog runs on the street", "a cat", "snow", "the child eats pasta in the old house on the mountain"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_data(tmp_path_factory.mktemp("data"), count=200)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> ScorerNetwork:
+    torch.manual_seed(0)
+    network = from_bert(write_tiny_bert(tmp_path_factory.mktemp("bert")))
+    # A fresh head gives scores that hardly differ; one that is too steep, scores that 8 bits don't hold.
+    torch.nn.init.normal_(network.head_dense.weight, std=0.3)
+    torch.nn.init.normal_(network.head_output.weight, std=0.2)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def run(network: ScorerNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"), network)
+
+
+@pytest.fixture(scope="module")
+def model(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    export(run, data, folder, name="tiny")
+    return folder
+
+
+def write_run(folder: Path, network: ScorerNetwork) -> Path:
+    """What `pretrain` leaves in its folder, as far as an export reads it."""
+    write_tiny_bert(folder)  # for its tokenizer
+    torch.save({"sizes": network.config.to_dict(), "network": network.state_dict()}, folder / "checkpoint.pt")
+    log = [{"step": 1, "superni_dev_closed": 0.1}, {"step": 2, "superni_dev_closed": 0.2}, {"step": 2, "loss": 1.5}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    return folder
+
+
+def rows_of(run: Path, candidates: list[str]) -> list[PackedRow]:
+    question = Question("task", None, INSTRUCTION, tuple(candidates), np.zeros(len(candidates)), "group", "generation")
+    return packed_rows(Packer(run / "tokenizer.json"), question, 160)
+
+
+def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def test_the_folder_holds_a_model_that_loads(model: Path) -> None:
+    config = read_config(model)
+    check_files(model, config)
+    assert config.name == "tiny"
+    assert config.max_tokens == 160
+    assert set(config.files) == {"model.onnx", "tokenizer.json", "README.md"}
+    assert {path.name for path in model.iterdir()} == {*config.files, "config.json", "model.fp32.onnx"}
+    assert [path.name for path in model.parent.iterdir()] == ["tiny"]
+
+
+def test_the_config_has_parity_and_training_figures(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    parity = Parity(**config["parity"])
+    check_parity(parity)
+    assert 0 < parity.network_difference < 1e-5
+    assert 0 < parity.quantised_difference < 0.015
+    assert 0 < parity.clear_questions <= parity.questions
+    assert config["training"] == {"steps": 2, "superni_dev_closed": 0.2, "loss": 1.5}
+    assert config["licence"] == "Apache-2.0"
+    card = (model / "README.md").read_text()
+    assert "| superni_dev_closed | 0.2 |" in card
+    assert "{" not in card
+
+
+def test_the_scorer_gives_the_networks_scores(model: Path, run: Path, network: ScorerNetwork) -> None:
+    expected = network_scores(network, Packer(run / "tokenizer.json"), [(INSTRUCTION, CANDIDATES)], 160)[0]
+    assert expected.std() > 0.01
+    scores = Scorer(model, threads=1).score(INSTRUCTION, CANDIDATES)
+    np.testing.assert_allclose(scores, expected, atol=0.05)
+    assert np.abs(scores - expected).max() > 0  # these are the quantised graph's
+    exact = session_of(onnx.load(model / "model.fp32.onnx"))
+    (row,) = rows_of(run, CANDIDATES)
+    np.testing.assert_allclose(1 / (1 + np.exp(-run_row(exact, row))), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("file", "tolerance"), [("model.fp32.onnx", 1e-5), ("model.onnx", 1e-3)])
+def test_a_candidate_scores_the_same_alone_and_beside_others(
+    model: Path, run: Path, file: str, tolerance: float
+) -> None:
+    session = open_session(model / file, 1)
+    (row,) = rows_of(run, CANDIDATES)
+    together = run_row(session, row)
+    alone = np.concatenate([run_row(session, rows_of(run, [candidate])[0]) for candidate in CANDIDATES])
+    np.testing.assert_allclose(alone, together, atol=tolerance)
+    assert together.std() > 0.05
+
+
+def test_linear_layers_run_as_integer_products(model: Path, tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # a warning that the optimised file is for this machine alone
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(model / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    operators = collections.Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    layers = 2
+    assert operators["QGemm"] == 6 * layers  # query, key, value, attention output, and two of the feed-forward part
+    assert operators["Gemm"] + operators["FusedGemm"] == len(FLOAT_LAYERS)
+    assert operators["Gelu"] == operators["MultiHeadAttention"] == layers
+    assert operators["DequantizeLinear"] == 0
+
+
+def test_graphs_are_valid_onnx(model: Path) -> None:
+    for file in ("model.fp32.onnx", "model.onnx"):
+        graph = onnx.load(model / file)
+        onnx.checker.check_model(graph)
+        onnx.checker.check_model(joint_twin(graph))
+
+
+def test_quantised_layers_compute_what_exact_ones_do(network: ScorerNetwork, run: Path) -> None:
+    weights = graph_weights(network)
+    observations = observe(packed_graph(weights), rows_of(run, CANDIDATES))
+    quantised = quantise(weights, observations)
+    assert {name for names in observations for name in names.layers} == set(weights.linears) - set(FLOAT_LAYERS)
+    for observation in observations:
+        for name in observation.layers:
+            exact, layer = weights.linears[name], quantised.linears[name]
+            assert isinstance(layer, QuantisedLinear)
+            read = np.clip(
+                np.rint(observation.sample * layer.input_gain / layer.input_scale) + layer.input_zero_point, 0, 255
+            )
+            inputs = (read - layer.input_zero_point) * layer.input_scale
+            outputs = inputs @ (layer.weight * layer.weight_scales) + layer.bias
+            expected = observation.sample @ exact.weight + exact.bias
+            assert np.abs(outputs - expected).mean() < 0.02 * expected.std()
+
+
+def test_the_joint_twin_reads_padded_pairs(network: ScorerNetwork, run: Path) -> None:
+    """With the attention rule of packed rows switched off, a lone pair is an ordinary pair."""
+    joint = session_of(joint_twin(packed_graph(graph_weights(network))))
+    rows = [rows_of(run, [candidate])[0] for candidate in CANDIDATES]
+    longest = max(len(row.input_ids) for row in rows)
+    inputs = {
+        name: np.zeros((len(rows), longest), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    for index, row in enumerate(rows):
+        length = len(row.input_ids)
+        inputs["input_ids"][index, :length] = row.input_ids
+        inputs["attention_mask"][index, :length] = 1
+        inputs["token_type_ids"][index, :length] = row.token_type_ids
+    (found,) = joint.run(None, inputs)
+    for row, logit in zip(rows, found, strict=True):
+        # In one segment all tokens see each other.
+        arrays = replace(row, segment_ids=np.zeros_like(row.segment_ids))
+        tensors = [torch.from_numpy(getattr(arrays, name)) for name in INPUTS]
+        with torch.inference_mode():
+            expected = network(*(tensor[None] for tensor in tensors[:4]), tensors[4])
+        np.testing.assert_allclose(logit, expected[0], atol=1e-5)
+
+
+def test_a_network_that_8_bits_do_not_hold_is_refused(network: ScorerNetwork, data: Path, tmp_path: Path) -> None:
+    with torch.no_grad():
+        broken = ScorerNetwork(network.config)
+        broken.load_state_dict(network.state_dict())
+        broken.head_output.weight *= 1000  # the least error decides between 0 and 1
+    run = write_run(tmp_path / "run", broken)
+    with pytest.raises(ModelError, match="8 bits don't hold this network"):
+        export(run, data, tmp_path / "models" / "out", name="tiny")
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_a_damaged_checkpoint_is_refused(network: ScorerNetwork, data: Path, tmp_path: Path) -> None:
+    broken = ScorerNetwork(network.config)
+    broken.load_state_dict(network.state_dict() | {"head_output.bias": torch.tensor([float("nan")])})
+    run = write_run(tmp_path / "run", broken)
+    with pytest.raises(ModelError, match="checkpoint is damaged"):
+        export(run, data, tmp_path / "models" / "out", name="tiny")
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_parity_by_hand() -> None:
+    exact = [np.array([0.9, 0.5], np.float32), np.array([0.2, 0.21], np.float32), np.array([0.3], np.float32)]
+    quantised = [np.array([0.4, 0.5], np.float32), np.array([0.21, 0.2], np.float32), np.array([0.3], np.float32)]
+    parity = measure_parity([exact[0] + np.float32(0.25)], exact, quantised)
+    assert parity.network_difference == 0.25
+    assert parity.quantised_difference == pytest.approx((0.5 + 0 + 0.01 + 0.01 + 0) / 5)
+    assert (parity.same_pick, parity.questions, parity.clear_questions) == (0.0, 3, 1)
+
+
+def test_parity_at_its_limits() -> None:
+    parity = Parity(1e-4, 0.015, 0.97, 100, 90)
+    check_parity(parity)
+    for worse in ({"network_difference": 2e-4}, {"quantised_difference": 0.0151}, {"same_pick": 0.969}):
+        with pytest.raises(ModelError):
+            check_parity(replace(parity, **worse))
+
+
+def test_an_existing_folder_is_left_alone(run: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(InputValueError, match="exists: give --out a new folder"):
+        export(run, data, tmp_path, name="tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_run_without_its_log_is_named(run: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
+    with pytest.raises(InputValueError, match=r"log\.jsonl is missing"):
+        export(tmp_path, data, tmp_path / "out", name="tiny")
+
+
+def test_a_changed_card_is_sealed_again(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    with (folder / "README.md").open("a") as card:
+        card.write("Figures on unseen tasks: none.\n")
+    with pytest.raises(ModelError, match=r"README\.md is truncated or altered"):
+        check_files(folder, read_config(folder))
+    seal(folder)
+    check_files(folder, read_config(folder))
+
+
+def test_command_line(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", "--run", str(run), "--data", str(data), "--out", str(tmp_path / "out"), "--name", "mine"]
+    assert main(command) == 0
+    assert read_config(tmp_path / "out").name == "mine"
+    assert main(command) == 1
+    assert "exists: give --out a new folder" in capsys.readouterr().err

@@ -1,0 +1,226 @@
+"""A training run becomes a model folder: graph, 8-bit weights, and proof that both still say what the network says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from tqdm import tqdm
+
+from cappy_lite.errors import InputValueError, ModelError
+from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE
+from cappy_lite.packing import PackedRow
+from cappy_lite.session import available_cpus, open_session, run_row
+from cappy_train.batches import Packer, network_scores
+from cappy_train.card import BASE_MODEL, LICENCE, model_card
+from cappy_train.evaluate import Question, dev_questions
+from cappy_train.graph import graph_weights, packed_graph
+from cappy_train.pretrain import LOG, trained_network
+from cappy_train.quantise import observe, quantise
+
+FLOAT_GRAPH_FILE = "model.fp32.onnx"
+CARD_FILE = "README.md"
+CONFIG_FILE = "config.json"
+
+# One dev question in this many calibrates the quantisation, and is left out of the parity check.
+CALIBRATION_STEP = 20
+# One in this many also goes through PyTorch, which takes the longest.
+NETWORK_STEP = 20
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How well the model folder's graph agrees with the network, in scores (0..1) of candidates of dev questions.
+
+    network_difference: largest difference between the network in PyTorch and the float32 graph.
+    quantised_difference: mean difference between the float32 and the quantised graph.
+    same_pick: share of the clear questions where both graphs' best candidate is the same; clear is a question whose
+        best and second score lie further apart than CLEAR_MARGIN in float32.
+    questions, clear_questions: how many these are of.
+    """
+
+    network_difference: float
+    quantised_difference: float
+    same_pick: float
+    questions: int
+    clear_questions: int
+
+
+CLEAR_MARGIN = 0.02
+MAX_NETWORK_DIFFERENCE = 1e-4
+MAX_QUANTISED_DIFFERENCE = 0.015
+MIN_SAME_PICK = 0.97
+
+
+def export(run: Path, data: Path, out: Path, *, name: str) -> None:
+    """Makes the model folder `out` from a run's last checkpoint, whole or not at all.
+
+    Beside the files of the model lies its float32 twin, which the model doesn't need (model.fp32.onnx).
+
+    Args:
+        run: folder of a training run.
+        data: folder with the training files; their dev splits calibrate the quantisation and prove it.
+        out: the folder to make; it must not exist.
+        name: the model's name.
+
+    Raises:
+        InputValueError: `out` exists, or a file of `run` or `data` is missing or damaged.
+        ModelError: the graph or its quantisation doesn't agree with the network as `check_parity` demands.
+    """
+    if out.exists():
+        raise InputValueError(f"{out} exists: give --out a new folder")
+    network = trained_network(run)
+    training = training_figures(run)
+    packer = Packer(run / TOKENIZER_FILE)
+    max_tokens = network.config.positions
+    questions = [question for members in dev_questions(data).values() for question in members]
+    calibrating = questions[::CALIBRATION_STEP]
+    checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
+    with _whole_or_not_at_all(out) as folder:
+        weights = graph_weights(network)
+        graph = packed_graph(weights)
+        onnx.save(graph, folder / FLOAT_GRAPH_FILE)
+        rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
+        onnx.save(packed_graph(quantise(weights, observe(graph, rows))), folder / GRAPH_FILE)
+
+        float_scores = graph_scores(folder / FLOAT_GRAPH_FILE, packer, checked, max_tokens)
+        quantised_scores = graph_scores(folder / GRAPH_FILE, packer, checked, max_tokens)
+        through_network = [(question.instruction, question.candidates) for question in checked[::NETWORK_STEP]]
+        network_part = network_scores(network, packer, through_network, max_tokens)
+        parity = measure_parity(network_part, float_scores, quantised_scores)
+        check_parity(parity)
+
+        shutil.copyfile(run / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+        card = model_card(name, max_tokens=max_tokens, training=training, parity=asdict(parity))
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        config = {
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "graph": "shared",
+            "max_tokens": max_tokens,
+            "special_tokens": {"cls": "[CLS]", "sep": "[SEP]"},
+            "score_activation": "sigmoid",
+            "score_position": "last_sep",
+            "calibration": None,
+            "base_model": BASE_MODEL,
+            "licence": LICENCE,
+            "parity": asdict(parity),
+            "training": training,
+        }
+        _write_json(folder / CONFIG_FILE, config)
+        seal(folder)
+
+
+def seal(folder: Path) -> None:
+    """Writes the digests of a model folder's files into its config, as after a change of the model card by hand."""
+    path = folder / CONFIG_FILE
+    config = json.loads(path.read_text(encoding="utf-8"))
+    contents = {name: (folder / name).read_bytes() for name in (GRAPH_FILE, TOKENIZER_FILE, CARD_FILE)}
+    config["files"] = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name, content in contents.items()
+    }
+    _write_json(path, config)
+
+
+def packed_rows(packer: Packer, question: Question, max_tokens: int) -> list[PackedRow]:
+    """The rows that hold a question's instruction and candidates."""
+    candidates = [packer.encode(candidate) for candidate in question.candidates]
+    return list(packer.pack(packer.encode(question.instruction), candidates, max_tokens))
+
+
+def graph_scores(graph: Path, packer: Packer, questions: Sequence[Question], max_tokens: int) -> list[FloatArray]:
+    """Scores (float32, 0..1) of each question's candidates, by the graph in a file, run as the runtime runs it."""
+    session = open_session(graph, available_cpus())
+    scores = []
+    for question in tqdm(questions, graph.name, unit="question"):
+        logits = np.empty(len(question.candidates), dtype=np.float32)
+        for row in packed_rows(packer, question, max_tokens):
+            logits[row.candidate_indices] = run_row(session, row)
+        scores.append(torch.from_numpy(logits).sigmoid().numpy())
+    return scores
+
+
+def measure_parity(
+    network_part: Sequence[FloatArray], float_scores: Sequence[FloatArray], quantised_scores: Sequence[FloatArray]
+) -> Parity:
+    """Compares scores of the same questions; `network_part` has those of one question in NETWORK_STEP."""
+    network_differences = np.concatenate(network_part) - np.concatenate(float_scores[::NETWORK_STEP])
+    quantised_differences = np.concatenate(quantised_scores) - np.concatenate(float_scores)
+    same = [
+        quantised.argmax() == exact.argmax()
+        for exact, quantised in zip(float_scores, quantised_scores, strict=True)
+        if _margin(exact) > CLEAR_MARGIN
+    ]
+    return Parity(
+        network_difference=float(np.abs(network_differences).max()),
+        quantised_difference=float(np.abs(quantised_differences).mean()),
+        same_pick=float(np.mean(same)) if same else math.nan,
+        questions=len(float_scores),
+        clear_questions=len(same),
+    )
+
+
+def check_parity(parity: Parity) -> None:
+    """Raises ModelError unless the graphs agree with the network as they must; a figure that is NaN doesn't."""
+    if not parity.network_difference <= MAX_NETWORK_DIFFERENCE:
+        raise ModelError(
+            f"the float32 graph's scores differ from the network's by up to {parity.network_difference:.2g}, more than "
+            f"{MAX_NETWORK_DIFFERENCE}: the checkpoint is damaged, or the graph no longer follows the network"
+        )
+    if not (parity.quantised_difference <= MAX_QUANTISED_DIFFERENCE and parity.same_pick >= MIN_SAME_PICK):
+        raise ModelError(
+            f"8 bits don't hold this network: scores differ by {parity.quantised_difference:.4f} in the mean (at most "
+            f"{MAX_QUANTISED_DIFFERENCE} is allowed), and {parity.same_pick:.1%} of {parity.clear_questions} clear "
+            f"questions keep their best candidate (at least {MIN_SAME_PICK:.0%}): train longer, or at a lower rate"
+        )
+
+
+def training_figures(run: Path) -> dict[str, float]:
+    """The steps of a run, and the last loss and dev figures in its log.
+
+    Raises:
+        InputValueError: the folder has no log.
+    """
+    path = run / LOG
+    if not path.exists():
+        raise InputValueError(f"{path} is missing: give the --out folder of a training run")
+    last: dict[str, float] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        last |= json.loads(line)
+    return {"steps": last["step"]} | {key: value for key, value in last.items() if key == "loss" or "_dev_" in key}
+
+
+@contextmanager
+def _whole_or_not_at_all(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` at the end, and vanishes after an error."""
+    part = out.with_name(f"{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # left by an export that was killed
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _margin(scores: FloatArray) -> float:
+    """How far the best score is from the second; 0 where there is no second."""
+    ordered = np.sort(scores)
+    return float(ordered[-1] - ordered[-2]) if len(scores) > 1 else 0.0
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
