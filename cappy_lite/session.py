@@ -18,7 +18,7 @@ from cappy_lite.errors import ModelError
 from cappy_lite.packing import PackedRow
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, SessionOptions
 
 INPUTS = ("input_ids", "position_ids", "token_type_ids", "segment_ids", "score_positions")
 OUTPUT = "logits"
@@ -38,6 +38,18 @@ def open_session(path: Path, threads: int) -> InferenceSession:
         ModelError: the file is no ONNX graph, or not one over packed rows.
     """
     onnxruntime = import_onnxruntime()
+    try:
+        session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no base of their own
+        raise ModelError(f"{path} can't be opened by ONNX Runtime {onnxruntime.__version__}: {error}") from error
+    _check_signature(path, session)
+    _open_sessions.add(session)
+    return session
+
+
+def session_options(threads: int) -> SessionOptions:
+    """How a graph is run: on `threads` threads, without a trace between two calls."""
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -48,13 +60,7 @@ def open_session(path: Path, threads: int) -> InferenceSession:
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = _LOG_FATAL
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no base of their own
-        raise ModelError(f"{path} can't be opened by ONNX Runtime {onnxruntime.__version__}: {error}") from error
-    _check_signature(path, session)
-    _open_sessions.add(session)
-    return session
+    return options
 
 
 def import_onnxruntime() -> ModuleType:
