@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from cappy_lite.packing import (
     INSTRUCTION_FLOOR,
     INSTRUCTION_STEP,
-    ROW_TOKENS,
     SPECIAL_TOKENS,
     PackedRow,
     cut_lengths,
     cut_middle,
     pack,
+    row_length,
 )
 
 CLS, SEP = 101, 102
@@ -29,11 +29,11 @@ INSTRUCTIONS = st.lists(TOKENS, max_size=20) | st.integers(0, 600).map(lambda n:
 CANDIDATES = st.lists(
     st.lists(TOKENS, max_size=6) | st.integers(0, 600).map(lambda n: [200 + i % 17 for i in range(n)]), max_size=12
 )
-ROW_LIMITS = st.sampled_from([1, 40, 200, ROW_TOKENS])
+ROW_LIMITS = st.sampled_from([1, 40, 200, 1024, None])
 
 
 def rows_of(
-    instruction: list[int], candidates: list[list[int]], max_tokens: int = 512, row_tokens: int = ROW_TOKENS
+    instruction: list[int], candidates: list[list[int]], max_tokens: int = 512, row_tokens: int | None = None
 ) -> list[PackedRow]:
     return list(pack(instruction, candidates, cls_id=CLS, sep_id=SEP, max_tokens=max_tokens, row_tokens=row_tokens))
 
@@ -83,12 +83,12 @@ def test_no_candidates_make_no_rows() -> None:
 
 def test_rows_are_made_one_at_a_time() -> None:
     rows = pack([7], [[20]] * 100_000, cls_id=CLS, sep_id=SEP, max_tokens=512)
-    assert next(rows).candidate_indices.tolist() == list(range((ROW_TOKENS - 3) // 2))
+    assert next(rows).candidate_indices.tolist() == list(range((row_length(3) - 3) // 2))
 
 
 @given(INSTRUCTIONS, CANDIDATES, MAX_TOKENS, ROW_LIMITS)
 def test_every_candidate_is_packed_once(
-    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int
+    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int | None
 ) -> None:
     rows = rows_of(instruction, candidates, max_tokens, row_tokens)
     packed = np.concatenate([row.candidate_indices for row in rows]) if rows else np.empty(0)
@@ -99,13 +99,14 @@ def test_every_candidate_is_packed_once(
 
 @given(INSTRUCTIONS, CANDIDATES, MAX_TOKENS, ROW_LIMITS)
 def test_rows_are_bounded_and_well_formed(
-    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int
+    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int | None
 ) -> None:
     for row in rows_of(instruction, candidates, max_tokens, row_tokens):
         length, count = len(row.input_ids), len(row.score_positions)
         assert count >= 1
-        assert length <= row_tokens or count == 1
-        assert length <= max(row_tokens, max_tokens)
+        limit = row_length(int((row.segment_ids == 0).sum())) if row_tokens is None else row_tokens
+        assert length <= limit or count == 1
+        assert length <= max(limit, max_tokens)
         for tokens in (row.input_ids, row.position_ids, row.token_type_ids, row.segment_ids):
             assert tokens.shape == (length,)
             assert tokens.dtype == np.int64
@@ -121,7 +122,7 @@ def test_rows_are_bounded_and_well_formed(
 
 @given(INSTRUCTIONS, CANDIDATES, MAX_TOKENS, ROW_LIMITS)
 def test_texts_are_kept_as_the_cut_says(
-    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int
+    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int | None
 ) -> None:
     for row in rows_of(instruction, candidates, max_tokens, row_tokens):
         for head, own, positions, index in segments(row):
@@ -133,7 +134,7 @@ def test_texts_are_kept_as_the_cut_says(
 
 @given(INSTRUCTIONS, CANDIDATES, MAX_TOKENS, ROW_LIMITS)
 def test_a_candidate_alone_reads_the_same(
-    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int
+    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int | None
 ) -> None:
     for row in rows_of(instruction, candidates, max_tokens, row_tokens):
         for *together, index in segments(row):

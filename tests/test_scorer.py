@@ -20,7 +20,7 @@ import cappy_lite
 from cappy_lite import Ranked, Scorer
 from cappy_lite import scorer as scorer_module
 from cappy_lite.errors import InputTypeError, InputValueError, ModelError, TruncationWarning
-from cappy_lite.packing import ROW_TOKENS, PackedRow, pack
+from cappy_lite.packing import PackedRow, pack, row_length
 from cappy_lite.session import open_session, run_row
 from cappy_lite.tokens import TextEncoder
 
@@ -168,7 +168,7 @@ def test_ten_thousand_candidates_are_never_all_in_memory(scorer: Scorer, monkeyp
     monkeypatch.setattr(scorer_module, "run_row", watched_run)
     assert scorer.score(INSTRUCTION, [f"the {number}" for number in range(10_000)]).shape == (10_000,)
     assert scored == 10_000
-    assert max(lengths) <= ROW_TOKENS
+    assert max(lengths) <= row_length(len(TextEncoder.encode(scorer._engine.encoder, INSTRUCTION)) + 2)
     assert max(rows_alive) <= 2
     assert max(texts_waiting) <= scorer_module.CHUNK_CANDIDATES
 
