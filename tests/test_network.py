@@ -14,8 +14,7 @@ from transformers import BertConfig, BertModel
 
 from cappy_lite.packing import PackedRow, pack
 from cappy_train.batches import Batch, collate
-from cappy_train.cli import packaged_minilm
-from cappy_train.network import ScorerNetwork, attention_bias, from_bert
+from cappy_train.network import ScorerNetwork, attention_bias, from_bert, packaged_minilm
 
 CLS, SEP = 2, 3
 INSTRUCTION = list(range(40, 60))
