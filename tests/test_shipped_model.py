@@ -18,8 +18,8 @@ from cappy_lite.models import check_files, model_folder, read_config, shipped_mo
 
 INSTRUCTION = "Put the concepts together to form a sentence: ski, mountain, skier"
 CANDIDATES = ["Skier skis down the mountain.", "A mountain.", "The chef cooks pasta."]
-# What neighbours may move a score by in 8 bits.
-TOLERANCE = 1e-3
+# What neighbours may move a score by; as a rule they don't at all.
+TOLERANCE = 1e-6
 
 MEMORY = """
 import resource, sys

@@ -60,7 +60,7 @@ class GraphBuilder:
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="cappy_train")
 
 
-def packed_rule(graph: GraphBuilder, *, hidden: int) -> None:
+def packed_rule(graph: GraphBuilder, *, heads: int, hidden: int) -> None:
     """What a candidate's tokens see: the instruction, segment 0, which comes first, and their own segment."""
     instruction, first = graph.constant("rule.instruction", 0), graph.constant("rule.first", [0])
     of_instruction = graph.node("Equal", ["segment_ids", instruction], "rule.of_instruction")
@@ -80,23 +80,26 @@ def packed_rule(graph: GraphBuilder, *, hidden: int) -> None:
     places = graph.node("Sub", ["score_positions", length], "rule.score_places")
     graph.node("Gather", [bias, places], "rule.score_bias", axis=2)
     graph.constant("rule.batch_shape", [1, -1, hidden])
+    graph.constant("rule.head_shape", [1, -1, heads, hidden // heads])
+    graph.constant("rule.scale", np.float32((hidden // heads) ** -0.5))
+    graph.constant("rule.keys_axis", [-1])
 
 
 def packed_attention(graph: GraphBuilder, layer: str, heads: int, *, last: bool) -> None:
-    """The instruction attends to itself on its own: its states are the same to the last bit beside any candidates.
+    """The instruction attends to itself on its own, and so doesn't know of the candidates; these attend steadily.
 
     In the last layer there are queries for the score positions alone.
     """
     query, key, value = f"{layer}.query", f"{layer}.key", f"{layer}.value"
     if last:
-        _attention(graph, [query, key, value], heads, f"{layer}.context", bias="rule.score_bias")
+        _steady_attention(graph, [query, key, value], f"{layer}.context", bias="rule.score_bias")
         return
     (own_query, rest), (own_key, _), (own_value, _) = (
         graph.split(states, "rule.lengths", f"rule.{states}") for states in (query, key, value)
     )
     contexts = [
         _attention(graph, [own_query, own_key, own_value], heads, f"rule.{layer}.instruction"),
-        _attention(graph, [rest, key, value], heads, f"rule.{layer}.candidates", bias="rule.bias"),
+        _steady_attention(graph, [rest, key, value], f"rule.{layer}.candidates", bias="rule.bias"),
     ]
     graph.node("Concat", contexts, f"{layer}.context", axis=0)
 
@@ -142,6 +145,37 @@ def _attention(graph: GraphBuilder, operands: list[str], heads: int, name: str, 
         "MultiHeadAttention", [*batches, "", "", bias], f"{rule}.batch", domain=RUNTIME_DOMAIN, num_heads=heads
     )
     return graph.node("Reshape", [context, "flat_shape"], name)
+
+
+def _steady_attention(graph: GraphBuilder, operands: list[str], name: str, *, bias: str) -> str:
+    """As `_attention`, for one row, and the same to the last bit wherever in the row the visible keys stand.
+
+    Where they stand decides in which order float32 adds up what they give. The sums would differ in their last bit, an
+    8-bit rounding after them would now and then go the other way, and a score would move by up to 0.006. Added up in
+    float64 and then rounded to float32 they are equal.
+    """
+    rule = RULE + name.removeprefix(RULE)
+    query, key, value = (
+        graph.node(
+            "Transpose",
+            [graph.node("Reshape", [states, "rule.head_shape"], f"{rule}.{part}_heads")],
+            f"{rule}.{part}",
+            perm=[0, 2, 3, 1] if part == "key" else [0, 2, 1, 3],
+        )
+        for part, states in zip(("query", "key", "value"), operands, strict=True)
+    )
+    scaled = graph.node("Mul", [query, "rule.scale"], f"{rule}.scaled")
+    logits = graph.node("Add", [graph.node("MatMul", [scaled, key], f"{rule}.products"), bias], f"{rule}.logits")
+    greatest = graph.node("ReduceMax", [logits, "rule.keys_axis"], f"{rule}.greatest", keepdims=1)
+    exponentials = graph.node("Exp", [graph.node("Sub", [logits, greatest], f"{rule}.below")], f"{rule}.exponentials")
+    weights = graph.node("Cast", [exponentials], f"{rule}.weights", to=TensorProto.DOUBLE)
+    exact_value = graph.node("Cast", [value], f"{rule}.exact_value", to=TensorProto.DOUBLE)
+    weighted = graph.node("MatMul", [weights, exact_value], f"{rule}.weighted")
+    total = graph.node("ReduceSum", [weights, "rule.keys_axis"], f"{rule}.total", keepdims=1)
+    mean = graph.node("Div", [weighted, total], f"{rule}.mean")
+    rounded = graph.node("Cast", [mean], f"{rule}.rounded", to=TensorProto.FLOAT)
+    in_order = graph.node("Transpose", [rounded], f"{rule}.in_order", perm=[0, 2, 1, 3])
+    return graph.node("Reshape", [in_order, "flat_shape"], name)
 
 
 def _bias(graph: GraphBuilder, visible: str, name: str) -> str:

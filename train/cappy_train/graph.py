@@ -115,7 +115,7 @@ def packed_graph(weights: GraphWeights) -> onnx.ModelProto:
     QuantizeLinear and DequantizeLinear, which ONNX Runtime turns into integer products (QGemm).
     """
     graph = GraphBuilder()
-    packed_rule(graph, hidden=len(weights.norms["embedding_norm"].gain))
+    packed_rule(graph, heads=weights.heads, hidden=len(weights.norms["embedding_norm"].gain))
     _body(graph, weights)
     shapes = {name: ["candidates" if name == "score_positions" else "tokens"] for name in INPUTS}
     return graph.model(shapes, ["candidates"])

@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from tqdm import tqdm
 
 from cappy_lite.packing import PackedRow
-from cappy_lite.session import INPUTS
+from cappy_lite.session import INPUTS, available_cpus, import_onnxruntime, session_options
 from cappy_train.graph import GraphWeights, Linear, QuantisedLinear, QuantisedTable
 
 FloatArray = npt.NDArray[np.float32]
@@ -57,7 +56,9 @@ def observe(model: onnx.ModelProto, rows: Sequence[PackedRow], *, seed: int = 0)
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     watched.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in readers)
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(
+        watched.SerializeToString(), session_options(available_cpus()), providers=["CPUExecutionProvider"]
+    )
     rng = np.random.default_rng(seed)
     lows: dict[str, list[FloatArray]] = {tensor: [] for tensor in readers}
     highs: dict[str, list[FloatArray]] = {tensor: [] for tensor in readers}
