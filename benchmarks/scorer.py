@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = model_folder(canonical(arguments.model))
     scorer = Scorer(arguments.model, threads=arguments.threads)
     joint = JointScorer(folder, arguments.threads)
-    check_steady(lambda candidates: scorer.score(instruction, candidates))
-    check_steady(lambda candidates: joint.score(instruction, candidates))
+    check_steady(lambda candidates: scorer.score(instruction, candidates), TOLERANCE)
+    check_steady(lambda candidates: joint.score(instruction, candidates), JOINT_TOLERANCE)
 
     shared_seconds, joint_seconds = alternate(
         lambda: scorer.rerank(instruction, CANDIDATES), lambda: joint.score(instruction, CANDIDATES), arguments.rounds
@@ -131,10 +131,10 @@ class JointScorer:
         }
 
 
-def check_steady(score: Callable[[Sequence[str]], FloatArray]) -> None:
+def check_steady(score: Callable[[Sequence[str]], FloatArray], tolerance: float) -> None:
     """Raises AssertionError unless a candidate's score is the same alone and beside others: then the times compare."""
     alone = [score([candidate])[0] for candidate in CANDIDATES]
-    np.testing.assert_allclose(score(CANDIDATES), alone, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(score(CANDIDATES), alone, rtol=0, atol=tolerance)
 
 
 def shared_tokens(folder: Path, instruction: str) -> int:
