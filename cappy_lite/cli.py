@@ -39,6 +39,10 @@ class _BadInput(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _parser().parse_args(argv)
+    if sys.stdin is None or sys.stdout is None:  # closed by the shell, as by <&- or >&-
+        if sys.stderr is not None:
+            _tell("error", "stdin or stdout is closed: leave both open, or connect them to /dev/null")
+        return 1
     # UTF-8 in any locale; a lone surrogate becomes the JSON escape that it was.
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     try:
@@ -131,7 +135,7 @@ def _texts(arguments: argparse.Namespace) -> tuple[str, list[str]] | None:
         instruction = candidates.pop(0)
     else:
         arguments.parser.error("give an instruction, --instruction-file or --jsonl")
-    return instruction, candidates or [line for _, line in _stdin_lines()]
+    return instruction, candidates or [line for _, line in _stdin_lines() if line.strip()]
 
 
 def _stdin_lines() -> Iterator[tuple[int, str]]:
@@ -163,7 +167,7 @@ def _each_record(key: str, compute: Callable[[Record], object]) -> None:
 
 def _record(line: str) -> Record:
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise _BadInput(f"not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
@@ -171,6 +175,11 @@ def _record(line: str) -> Record:
     if not isinstance(record, dict):
         raise _BadInput("not a JSON object")
     return record
+
+
+def _no_constant(name: str) -> None:
+    """Python reads NaN and infinities where JSON has none; what is written must be JSON again."""
+    raise ValueError(f"{name} is no JSON value")
 
 
 def _instruction(record: Record) -> str:
@@ -277,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
             "texts",
             nargs="*",
             metavar="TEXT",
-            help="the instruction, then its candidates; without candidates, the lines on stdin are the candidates",
+            help="the instruction, then its candidates; without candidates, stdin has one a line, blank ones aside",
         )
         scoring.add_argument(
             "--instruction-file", type=Path, metavar="FILE", help="read the instruction here; every TEXT is a candidate"

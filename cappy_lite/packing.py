@@ -21,6 +21,8 @@ SPECIAL_TOKENS = 3
 INSTRUCTION_FLOOR = 128
 # An instruction that must be cut is cut to a multiple of this, so that candidates of like length share one cut.
 INSTRUCTION_STEP = 64
+# Tokens of candidates, with their [SEP]s, that fill a row.
+CANDIDATE_ROOM = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,10 @@ def row_length(instruction: int) -> int:
     """Tokens at which a row is full that begins with an instruction of so many tokens, special ones included.
 
     Longer rows share the instruction among more candidates, shorter ones spend less attention on candidates that don't
-    see each other. For linear layers that cost a per token and attention that costs b per pair of tokens, a candidate
-    costs least in rows of I + sqrt(I * (I + a / b)) tokens; measured in 8 bits on a CPU, a / b is about 200, and this
-    is near the optimum for any I. For a short instruction, rows of 1024 tokens take three times as long.
+    see each other. Measured with the shipped graph, 96 short candidates and instructions of 13 to 419 tokens, on one
+    and on two cores: room for 128 tokens of candidates was the fastest of six rules or within 20 % of it.
     """
-    return 2 * instruction + 128
+    return instruction + CANDIDATE_ROOM
 
 
 def pack(

@@ -72,6 +72,11 @@ def test_rerank_arguments(run: Callable[..., Done], tiny_model: Path) -> None:
     assert scored_lines(done.out) == expected_lines(tiny_model)
 
 
+def test_blank_lines_are_no_candidates(run: Callable[..., Done], tiny_model: Path) -> None:
+    done = run("rerank", INSTRUCTION, "--model", tiny_model, stdin="\n\n".join([*CANDIDATES, " \n"]))
+    assert scored_lines(done.out) == expected_lines(tiny_model)
+
+
 def test_rerank_lines(run: Callable[..., Done], tiny_model: Path) -> None:
     done = run("rerank", INSTRUCTION, "--model", tiny_model, stdin="\n".join(CANDIDATES))
     assert scored_lines(done.out) == expected_lines(tiny_model)
@@ -199,6 +204,7 @@ def test_models_lists_what_is_shipped(
         ("nonsense", "not JSON: Expecting value at column 1"),
         ('{"instruction": "a", "candidates": ["b"', "not JSON: Expecting ',' delimiter at column 40"),
         ("[" * 100_000, "not JSON that can be read"),
+        ('{"instruction": "a", "candidates": ["b"], "weight": NaN}', "not JSON that can be read: NaN is no JSON value"),
         ("[1]", "not a JSON object"),
         ('{"candidates": ["b"]}', "needs an 'instruction', a string"),
         ('{"instruction": 3, "candidates": ["b"]}', "needs an 'instruction', a string"),
@@ -345,6 +351,16 @@ def test_a_closed_pipe_ends_it_quietly(rouge: subprocess.Popen[str]) -> None:
     rouge.stdin.write('{"prediction": "a", "references": "a"}\n')
     assert rouge.wait(timeout=60) == 141
     assert rouge.stderr.read() == ""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_a_stream_that_the_shell_closed_is_an_error(closed: str) -> None:
+    command = f"'{sys.executable}' -m cappy_lite.cli rouge 'a b' 'a' {closed}"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "cappy-lite: error: stdin or stdout is closed: leave both open, or connect them to /dev/null\n"
+    )
 
 
 def test_ctrl_c_ends_it_quietly(rouge: subprocess.Popen[str]) -> None:

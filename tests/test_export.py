@@ -36,6 +36,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_data(tmp_path_factory.mktemp("data"), count=200)
 
 
+IDENTITY = {"name": "tiny", "base_model": "random weights", "licence": "MIT"}
+
+
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> ScorerNetwork:
     torch.manual_seed(0)
@@ -54,7 +57,7 @@ def run(network: ScorerNetwork, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def model(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    export(run, data, folder, name="tiny")
+    export(run, data, folder, **IDENTITY)
     return folder
 
 
@@ -94,9 +97,11 @@ def test_the_config_has_parity_and_training_figures(model: Path) -> None:
     assert 0 < parity.quantised_difference < 0.015
     assert 0 < parity.clear_questions <= parity.questions
     assert config["training"] == {"steps": 2, "superni_dev_closed": 0.2, "loss": 1.5}
-    assert config["licence"] == "Apache-2.0"
+    assert {key: config[key] for key in IDENTITY} == IDENTITY
     card = (model / "README.md").read_text()
-    assert "| superni_dev_closed | 0.2 |" in card
+    assert "random weights" in card
+    assert "MIT" in card
+    assert "| superni_dev_closed | 0.200 |" in card
     assert "{" not in card
 
 
@@ -191,7 +196,7 @@ def test_a_network_that_8_bits_do_not_hold_is_refused(network: ScorerNetwork, da
         broken.head_output.weight *= 1000  # the least error decides between 0 and 1
     run = write_run(tmp_path / "run", broken)
     with pytest.raises(ModelError, match="8 bits don't hold this network"):
-        export(run, data, tmp_path / "models" / "out", name="tiny")
+        export(run, data, tmp_path / "models" / "out", **IDENTITY)
     assert not list((tmp_path / "models").iterdir())
 
 
@@ -200,7 +205,7 @@ def test_a_damaged_checkpoint_is_refused(network: ScorerNetwork, data: Path, tmp
     broken.load_state_dict(network.state_dict() | {"head_output.bias": torch.tensor([float("nan")])})
     run = write_run(tmp_path / "run", broken)
     with pytest.raises(ModelError, match="checkpoint is damaged"):
-        export(run, data, tmp_path / "models" / "out", name="tiny")
+        export(run, data, tmp_path / "models" / "out", **IDENTITY)
     assert not list((tmp_path / "models").iterdir())
 
 
@@ -224,14 +229,14 @@ def test_parity_at_its_limits() -> None:
 def test_an_existing_folder_is_left_alone(run: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(InputValueError, match="exists: give --out a new folder"):
-        export(run, data, tmp_path, name="tiny")
+        export(run, data, tmp_path, **IDENTITY)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_run_without_its_log_is_named(run: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
     with pytest.raises(InputValueError, match=r"log\.jsonl is missing"):
-        export(tmp_path, data, tmp_path / "out", name="tiny")
+        export(tmp_path, data, tmp_path / "out", **IDENTITY)
 
 
 def test_a_changed_card_is_sealed_again(model: Path, tmp_path: Path) -> None:
@@ -248,8 +253,9 @@ def test_a_changed_card_is_sealed_again(model: Path, tmp_path: Path) -> None:
 
 
 def test_command_line(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["export", "--run", str(run), "--data", str(data), "--out", str(tmp_path / "out"), "--name", "mine"]
+    command = ["export", "--run", str(run), "--data", str(data), "--out", str(tmp_path / "out")]
+    command += ["--base-model", "none", "--licence", "MIT"]
     assert main(command) == 0
-    assert read_config(tmp_path / "out").name == "mine"
+    assert read_config(tmp_path / "out").name == "out"
     assert main(command) == 1
     assert "exists: give --out a new folder" in capsys.readouterr().err

@@ -176,6 +176,27 @@ def test_command_line(inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.
     assert "superni_train.jsonl.gz: no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["rows_trec.jsonl.gz", "promptsource_templates.tar.gz", "t0_train.jsonl.gz"])
+def test_a_missing_data_file_is_named(inputs: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    data = write_tiny_data(tmp_path / "data")
+    (data / name).unlink()
+    with pytest.raises(InputValueError, match=name.replace(".", r"\.")):
+        pretrain(data, inputs[1], tmp_path / "run", SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_of_the_base_is_named(inputs: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    base = write_tiny_bert(tmp_path / "bert")
+    (base / name).unlink()
+    with pytest.raises(InputValueError, match=name.replace(".", r"\.")):
+        pretrain(inputs[0], base, tmp_path / "run", SETTINGS)
+
+
+def test_no_steps_are_refused(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputValueError, match="steps must be at least 1"):
+        pretrain(*inputs, tmp_path, replace(SETTINGS, steps=0))
+
+
 def test_too_little_data_is_refused(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InputValueError, match="give more data"):
         pretrain(*inputs, tmp_path, replace(SETTINGS, batch_tokens=65536))

@@ -19,8 +19,8 @@ from cappy_lite.session import OUTPUT
 # Gelu is an operator of its own since opset 20; ONNX Runtime reads that since 1.17.
 OPSET = 20
 IR_VERSION = 9
-# ONNX Runtime's own operators: its MultiHeadAttention takes a third off the time of a long row, for it keeps one copy
-# of the attention logits where plain operators write three. With one bias for all heads it is there since 1.20.
+# ONNX Runtime's own operators: its MultiHeadAttention, with one bias for all heads since 1.20, keeps one copy of the
+# attention logits where plain operators write several. It serves where no visible key changes its place.
 RUNTIME_DOMAIN = "com.microsoft"
 # Names of the nodes and constants that follow from the attention rule begin so.
 RULE = "rule."

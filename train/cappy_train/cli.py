@@ -13,7 +13,7 @@ from cappy_lite.errors import CappyError
 EXAMPLES = """\
 examples:
   cappy-train pretrain --data data --out runs/mini
-  cappy-train export --run runs/mini --data data --out models/mini
+  cappy-train export --run runs/mini --data data --out models/mini --base-model MiniLM-L6-H384 --licence Apache-2.0
 """
 
 
@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--run", type=Path, required=True, help="folder of the training run")
     export.add_argument("--data", type=Path, required=True, help="folder with the training files: dev splits calibrate")
     export.add_argument("--out", type=Path, required=True, help="the model folder to write")
-    export.add_argument("--name", default="cappy-mini", help="name of the model (default: %(default)s)")
+    export.add_argument("--base-model", required=True, help="what the run started from, for config and model card")
+    export.add_argument("--licence", required=True, help="licence of the model, such as Apache-2.0")
+    export.add_argument("--name", help="name of the model (default: the name of --out)")
     export.set_defaults(run_stage=_export)
     return parser
 
@@ -74,4 +76,15 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from cappy_train.export import export
 
-    export(arguments.run, arguments.data, arguments.out, name=arguments.name)
+    export(
+        arguments.run,
+        arguments.data,
+        arguments.out,
+        name=arguments.name or arguments.out.resolve().name,
+        base_model=arguments.base_model,
+        licence=arguments.licence,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

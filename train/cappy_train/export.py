@@ -22,7 +22,7 @@ from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE
 from cappy_lite.packing import PackedRow
 from cappy_lite.session import available_cpus, open_session, run_row
 from cappy_train.batches import Packer, network_scores
-from cappy_train.card import BASE_MODEL, LICENCE, model_card
+from cappy_train.card import model_card
 from cappy_train.evaluate import Question, dev_questions
 from cappy_train.graph import graph_weights, packed_graph
 from cappy_train.pretrain import LOG, trained_network
@@ -64,7 +64,7 @@ MAX_QUANTISED_DIFFERENCE = 0.015
 MIN_SAME_PICK = 0.97
 
 
-def export(run: Path, data: Path, out: Path, *, name: str) -> None:
+def export(run: Path, data: Path, out: Path, *, name: str, base_model: str, licence: str) -> None:
     """Makes the model folder `out` from a run's last checkpoint, whole or not at all.
 
     Beside the files of the model lies its float32 twin, which the model doesn't need (model.fp32.onnx).
@@ -74,6 +74,8 @@ def export(run: Path, data: Path, out: Path, *, name: str) -> None:
         data: folder with the training files; their dev splits calibrate the quantisation and prove it.
         out: the folder to make; it must not exist.
         name: the model's name.
+        base_model: what the run started from, in words.
+        licence: under what terms the model is passed on.
 
     Raises:
         InputValueError: `out` exists, or a file of `run` or `data` is missing or damaged.
@@ -103,19 +105,17 @@ def export(run: Path, data: Path, out: Path, *, name: str) -> None:
         check_parity(parity)
 
         shutil.copyfile(run / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-        card = model_card(name, max_tokens=max_tokens, training=training, parity=asdict(parity))
+        identity = {"name": name, "base_model": base_model, "licence": licence, "max_tokens": max_tokens}
+        card = model_card(identity, layers=network.config.layers, training=training, parity=asdict(parity))
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
         config = {
             "format_version": FORMAT_VERSION,
-            "name": name,
+            **identity,
             "graph": "shared",
-            "max_tokens": max_tokens,
             "special_tokens": {"cls": "[CLS]", "sep": "[SEP]"},
             "score_activation": "sigmoid",
             "score_position": "last_sep",
             "calibration": None,
-            "base_model": BASE_MODEL,
-            "licence": LICENCE,
             "parity": asdict(parity),
             "training": training,
         }

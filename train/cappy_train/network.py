@@ -121,7 +121,13 @@ def from_bert(folder: Path) -> ScorerNetwork:
         folder: config.json and model.safetensors as transformers saves a BertModel (such as MiniLM-L6-H384).
 
     The head is drawn from torch's global generator.
+
+    Raises:
+        InputValueError: a file is missing.
     """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputValueError(f"{folder / name} is missing: give the folder of a BERT checkpoint")
     sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = NetworkConfig(
         vocabulary=sizes["vocab_size"],

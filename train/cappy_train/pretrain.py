@@ -72,6 +72,9 @@ def pretrain(data: Path, base: Path, out: Path, settings: Settings) -> ScorerNet
         InputValueError: a file is missing or damaged, or `out` holds a run of other settings.
     """
     torch.manual_seed(settings.seed)
+    network = from_bert(base)
+    if not (base / "tokenizer.json").is_file():
+        raise InputValueError(f"{base / 'tokenizer.json'} is missing: save the checkpoint's tokenizer there")
     packer = Packer(base / "tokenizer.json")
     instances = training_instances(data, seed=settings.seed)
     made = tqdm(examples(instances, seed=settings.seed), "examples", len(instances), unit="row")
@@ -82,7 +85,7 @@ def pretrain(data: Path, base: Path, out: Path, settings: Settings) -> ScorerNet
 
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(base / "tokenizer.json", out / "tokenizer.json")
-    run = Run(from_bert(base), rows, settings, out)
+    run = Run(network, rows, settings, out)
     run.resume()
     meter = Meter()
     with tqdm(total=run.steps, initial=run.step, desc="steps", unit="step") as bar:
@@ -123,6 +126,8 @@ class Run:
                 f"{len(rows)} rows of data don't fill one step of {settings.batches_per_step} batches of "
                 f"{settings.batch_tokens} tokens: give more data"
             )
+        if settings.steps is not None and settings.steps < 1:
+            raise InputValueError(f"steps must be at least 1, or None for one pass over the data, not {settings.steps}")
         self.steps = settings.steps or self._per_epoch
         network.word_embeddings.requires_grad_(False)
         self.working = working_copy(network)
@@ -209,7 +214,9 @@ class Run:
             return
         state: dict[str, Any] = torch.load(path, weights_only=True)
         if (state["settings"], state["rows"]) != (asdict(self.settings), len(self._rows)):
-            raise InputValueError(f"{path} is of a run with other settings or data: give --out another folder")
+            raise InputValueError(
+                f"{path} is of a run with other settings or another number of rows: give --out another folder"
+            )
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cappy_lite.errors import InputValueError
 from cappy_lite.rouge import rouge_l_pairs
 from cappy_train.instances import Instance, read_instances
 from cappy_train.neighbours import dice_similarity, normal, varying_parts
@@ -59,8 +61,12 @@ def training_instances(data: Path, *, seed: int) -> list[Instance]:
 
 def rendered_rows(data: Path, dataset: str, count: int, *, seed: int) -> list[Instance]:
     """`count` rows of a data set, as many of each label, each rendered by a template drawn at random."""
-    with gzip.open(data / f"rows_{dataset}.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    path = data / f"rows_{dataset}.jsonl.gz"
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputValueError(f"{path} can't be read as JSON Lines in gzip: {error}") from error
     templates = read_templates(data / "promptsource_templates.tar.gz", dataset)
     rng = random.Random(f"{seed}:{dataset}")
     rng.shuffle(rows)
@@ -78,7 +84,10 @@ def rendered_rows(data: Path, dataset: str, count: int, *, seed: int) -> list[In
 
 
 def merged(instances: Iterable[Instance]) -> list[Instance]:
-    """Instances with equal task, template and instruction as one, with all their references: each is a right answer."""
+    """Instances with equal task, template and instruction as one.
+
+    In open generation it has all their references: each is a right answer. With choices the last one stands.
+    """
     kept: dict[tuple[str, str | None, str], Instance] = {}
     for instance in instances:
         key = (instance.task, instance.template, instance.instruction)
