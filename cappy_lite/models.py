@@ -68,7 +68,7 @@ def canonical(model: str | os.PathLike[str]) -> str:
     if name.startswith("hub:"):
         raise ModelError(f"{name!r}: hub models can't be downloaded yet; download the folder and pass its path")
     folder = Path(name)
-    if not folder.is_dir():
+    if not name or not folder.is_dir():  # an empty path would be the working folder
         raise ModelError(
             f"unknown model {name!r}: no folder has this path, and the shipped models are: "
             f"{', '.join(shipped_models()) or 'none (reinstall cappy-lite)'}"

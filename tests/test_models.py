@@ -187,6 +187,8 @@ def test_an_unknown_model_is_told_what_there_is(tmp_path: Path) -> None:
     assert all(name in message for name in shipped_models())
     with pytest.raises(ModelError, match="unknown model"):
         Scorer(tmp_path / "nothing")
+    with pytest.raises(ModelError, match="unknown model ''"):
+        Scorer("")
 
 
 def test_a_file_is_not_a_model(tiny_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,15 @@ def test_its_parity_figures_are_what_an_export_demands() -> None:
     assert parity["network_difference"] <= 1e-4
     assert parity["quantised_difference"] <= 0.015
     assert parity["same_pick"] >= 0.97
+
+
+def test_the_readme_shows_what_it_gives() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^    (0\.\d{3})  (\d)  (.+)$", readme, re.MULTILINE)
+    ranking = cappy_lite.rerank(INSTRUCTION, CANDIDATES)
+    assert [(int(index), text) for _, index, text in shown] == [(row.index, row.text) for row in ranking]
+    # Another CPU may round a little otherwise.
+    assert [float(score) for score, _, _ in shown] == pytest.approx([row.score for row in ranking], abs=0.01)
 
 
 def test_the_best_sentence_comes_first() -> None:
