@@ -1,5 +1,6 @@
 """The training run: it learns, it resumes exactly, and it says what is wrong."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -174,6 +175,18 @@ def test_command_line(inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.
     assert (out / "checkpoint.pt").exists()
     assert cli.main(["pretrain", "--data", str(tmp_path / "none"), "--base", str(base), "--out", str(out)]) == 1
     assert "superni_train.jsonl.gz: no such file" in capsys.readouterr().err
+
+
+def test_other_data_of_the_same_size_is_refused_and_harms_nothing(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path / "data")
+    run = tmp_path / "run"
+    pretrain(data, inputs[1], run, replace(SETTINGS, steps=1))
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    lines = gzip.decompress((data / "superni_train.jsonl.gz").read_bytes())
+    (data / "superni_train.jsonl.gz").write_bytes(gzip.compress(lines.replace(b"street", b"mountain")))
+    with pytest.raises(InputValueError, match="other settings or data"):
+        pretrain(data, inputs[1], run, replace(SETTINGS, steps=1))
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["rows_trec.jsonl.gz", "promptsource_templates.tar.gz", "t0_train.jsonl.gz"])

@@ -6,10 +6,12 @@ the step's number alone, so a run that was killed goes on from its checkpoint as
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -59,6 +61,10 @@ class Settings:
     checkpoint_every: int = 200
     evaluate_every: int = 1000
 
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise InputValueError(f"steps must be at least 1, or None for one pass over the data, not {self.steps}")
+
 
 def pretrain(data: Path, base: Path, out: Path, settings: Settings) -> ScorerNetwork:
     """Trains a scorer; `out` then holds checkpoint.pt, tokenizer.json and log.jsonl (losses, speed, dev figures).
@@ -84,9 +90,10 @@ def pretrain(data: Path, base: Path, out: Path, settings: Settings) -> ScorerNet
     dev = dev_questions(data)
 
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(base / "tokenizer.json", out / "tokenizer.json")
     run = Run(network, rows, settings, out)
     run.resume()
+    # Only now is it sure that `out` is not another run's.
+    shutil.copyfile(base / "tokenizer.json", out / "tokenizer.json")
     meter = Meter()
     with tqdm(total=run.steps, initial=run.step, desc="steps", unit="step") as bar:
         for step_batches in run.remaining_steps():
@@ -120,14 +127,13 @@ class Run:
         self.out = out
         self.step = 0
         self._rows = rows
+        self._data = digest(rows)
         self._per_epoch = len(self._epoch(0))
         if not self._per_epoch:
             raise InputValueError(
                 f"{len(rows)} rows of data don't fill one step of {settings.batches_per_step} batches of "
                 f"{settings.batch_tokens} tokens: give more data"
             )
-        if settings.steps is not None and settings.steps < 1:
-            raise InputValueError(f"steps must be at least 1, or None for one pass over the data, not {settings.steps}")
         self.steps = settings.steps or self._per_epoch
         network.word_embeddings.requires_grad_(False)
         self.working = working_copy(network)
@@ -196,7 +202,7 @@ class Run:
             "settings": asdict(self.settings),
             "sizes": self.network.config.to_dict(),
             "step": self.step,
-            "rows": len(self._rows),
+            "data": self._data,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -213,14 +219,22 @@ class Run:
         if not path.exists():
             return
         state: dict[str, Any] = torch.load(path, weights_only=True)
-        if (state["settings"], state["rows"]) != (asdict(self.settings), len(self._rows)):
-            raise InputValueError(
-                f"{path} is of a run with other settings or another number of rows: give --out another folder"
-            )
+        if (state["settings"], state["data"]) != (asdict(self.settings), self._data):
+            raise InputValueError(f"{path} is of a run with other settings or data: give --out another folder")
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.working.load_state_dict(self.network.state_dict())
+
+
+def digest(rows: Sequence[TokenRow]) -> str:
+    """A fingerprint of training data: two runs with the same one read the same tokens and labels."""
+    told = hashlib.sha256()
+    for row in rows:
+        for ids in (row.instruction, *row.responses):
+            told.update(len(ids).to_bytes(4, "little") + array("i", ids).tobytes())
+        told.update(array("d", [row.max_tokens, *row.labels]).tobytes())
+    return told.hexdigest()
 
 
 def trained_network(run: Path) -> ScorerNetwork:
