@@ -5,6 +5,7 @@ SANITIZE=1 builds it with AddressSanitizer and UndefinedBehaviorSanitizer.
 
 import os
 import sysconfig
+from glob import glob
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -16,7 +17,7 @@ sanitize = SANITIZE if os.environ.get("SANITIZE") == "1" else []
 
 kernel = Extension(
     "cappy_lite._kernel",
-    sources=["cappy_lite/_kernel.pyx", "csrc/lcs.c", "csrc/porter.c", "csrc/rouge.c", "csrc/words.c"],
+    sources=["cappy_lite/_kernel.pyx", *sorted(glob("csrc/*.c"))],
     depends=["csrc/cappy.h", "csrc/parts.h"],
     include_dirs=["csrc"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else [],

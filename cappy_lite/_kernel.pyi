@@ -1,9 +1,36 @@
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
-def rouge_l_pairs(
-    predictions: list[str], references: list[tuple[str, ...]], stem: bool, scores: npt.NDArray[np.float64]
-) -> None: ...
-def rouge_l_matrix(
-    texts: list[str], first_row: int, row_step: int, stem: bool, fmeasures: npt.NDArray[np.float64]
-) -> None: ...
+MATRIX_ROWS: int
+
+def all_texts(values: list[object]) -> bool: ...
+
+class Sequences:
+    def __len__(self) -> int: ...
+
+def sequences(id_lists: list[list[int]]) -> Sequences: ...
+
+class Lexicon:
+    def __init__(self, stem: bool) -> None: ...
+    @property
+    def size(self) -> int: ...
+    def read(self, texts: list[str], start: int, stop: int, most_bytes: int) -> Sequences: ...
+
+class Scoring:
+    def __init__(self, watch: Callable[[], None]) -> None: ...
+    def rouge_l_pairs(
+        self, predictions: Sequences, references: Sequences, scores: npt.NDArray[np.float64]
+    ) -> None: ...
+    def rouge_lsum_pairs(
+        self,
+        predictions: Sequences,
+        prediction_counts: list[int],
+        references: Sequences,
+        reference_counts: list[int],
+        scores: npt.NDArray[np.float64],
+    ) -> None: ...
+    def rouge_l_matrix(
+        self, texts: Sequences, first_block: int, block_step: int, fmeasures: npt.NDArray[np.float64]
+    ) -> None: ...

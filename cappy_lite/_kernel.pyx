@@ -1,10 +1,11 @@
-"""The border to the C kernel: collects pointers, releases the GIL once around the batch, maps the status.
+"""The border to the C kernel: collects pointers, releases the GIL around the work, maps the status to an exception.
 
-The same functions as `_kernel_py`, which is their specification; `rouge` checks the arguments for both, and hands over
-lists of its own, which nobody changes while the GIL is released.
+The same names as in `_kernel_py`, which is their specification; `rouge` checks the arguments for both, and hands over
+lists of its own, which nobody changes meanwhile.
 """
 
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport SIZE_MAX, uint32_t
+from libc.stdlib cimport calloc, free, malloc
 
 from cappy_lite.errors import InputValueError
 
@@ -17,86 +18,261 @@ cdef extern from "cappy.h" nogil:
         CAPPY_OK
         CAPPY_NO_MEMORY
         CAPPY_TOO_LARGE
+        CAPPY_STOPPED
+
+    ctypedef uint32_t cappy_id
 
     ctypedef struct cappy_text:
         const char *bytes
         size_t length
 
-    ctypedef struct cappy_item:
-        cappy_text prediction
-        const cappy_text *references
-        size_t reference_count
+    ctypedef struct cappy_sequence:
+        const cappy_id *ids
+        size_t length
 
-    cappy_status cappy_rouge_l_pairs(const cappy_item *items, size_t count, bint stem, double *scores)
-    cappy_status cappy_rouge_l_matrix(
-        const cappy_text *texts, size_t count, size_t first_row, size_t row_step, bint stem, double *fmeasures
+    ctypedef struct cappy_summary:
+        const cappy_sequence *sentences
+        size_t count
+
+    ctypedef struct cappy_watch:
+        int (*stop)(void *context) noexcept nogil
+        void *context
+
+    ctypedef struct cappy_lexicon:
+        pass
+
+    cappy_lexicon *cappy_lexicon_new(bint stem)
+    void cappy_lexicon_free(cappy_lexicon *lexicon)
+    cappy_id cappy_lexicon_bound(const cappy_lexicon *lexicon)
+    size_t cappy_lexicon_size(const cappy_lexicon *lexicon)
+    size_t cappy_word_bound(size_t length)
+    cappy_status cappy_read(
+        cappy_lexicon *lexicon, const cappy_text *texts, size_t count, cappy_id *ids, cappy_sequence *sequences
     )
 
+    ctypedef struct cappy_space:
+        pass
 
-def rouge_l_pairs(list predictions, list references, bint stem, double[:, ::1] scores):
-    cdef size_t count = len(predictions)
+    const size_t CAPPY_MATRIX_ROWS
+    cappy_space *cappy_space_new(cappy_watch watch)
+    void cappy_space_free(cappy_space *space)
+    cappy_status cappy_rouge_l_pairs(
+        cappy_space *space, const cappy_sequence *predictions, const cappy_sequence *references, size_t count,
+        cappy_id bound, double *scores
+    )
+    cappy_status cappy_rouge_lsum_pairs(
+        cappy_space *space, const cappy_summary *predictions, const cappy_summary *references, size_t count,
+        cappy_id bound, double *scores
+    )
+    cappy_status cappy_rouge_l_matrix(
+        cappy_space *space, const cappy_sequence *sequences, size_t count, size_t first_block, size_t block_step,
+        cappy_id bound, double *fmeasures
+    )
+
+cdef cappy_id LARGEST_ID = <cappy_id>-2
+
+MATRIX_ROWS = CAPPY_MATRIX_ROWS
+
+
+def all_texts(list values):
+    for value in values:
+        if not isinstance(value, str):
+            return False
+    return True
+
+
+cdef class Sequences:
+    cdef cappy_id *ids
+    cdef cappy_sequence *items
+    cdef size_t count
+    cdef cappy_id bound
+
+    def __dealloc__(self):
+        free(self.ids)
+        free(self.items)
+
+    def __len__(self):
+        return self.count
+
+
+cdef Sequences empty_sequences(size_t count, size_t total):
+    """Room for `count` sequences of `total` ids."""
+    cdef Sequences result = Sequences.__new__(Sequences)
+    # One more than needed, since they may answer NULL to a request for none.
+    if total < SIZE_MAX // sizeof(cappy_id):
+        result.ids = <cappy_id *>malloc((total + 1) * sizeof(cappy_id))
+    result.items = <cappy_sequence *>calloc(count + 1, sizeof(cappy_sequence))
+    if result.ids == NULL or result.items == NULL:
+        raise MemoryError
+    result.count = count
+    return result
+
+
+def sequences(list id_lists):
+    cdef Sequences result
+    cdef size_t count = len(id_lists)
     cdef size_t i, used = 0, total = 0
-    cdef tuple group, previous = None
-    cdef cappy_status status
-    # Encoded texts that their str doesn't keep.
-    cdef list owned = []
+    cdef cappy_id number
+    for ids in id_lists:
+        total += <size_t>len(ids)
+    result = empty_sequences(count, total)
+    for i in range(count):
+        result.items[i].ids = result.ids + used
+        for value in <list?>id_lists[i]:
+            number = value
+            if used == total or number > LARGEST_ID:
+                raise ValueError("ids must be less than 2**32 - 1, and their lists must not grow")
+            result.ids[used] = number
+            used += 1
+            result.bound = max(result.bound, number + 1)
+        result.items[i].length = result.ids + used - result.items[i].ids
+    return result
 
-    if <size_t>len(references) != count or <size_t>scores.shape[0] != count or scores.shape[1] != 3:
-        raise ValueError("references and scores must have a row for each prediction, scores 3 columns")
-    for group in references:
-        if group is not previous:
-            total += <size_t>len(group)
-        previous = group
-    if count == 0:
-        return
 
-    cdef cappy_item *items = <cappy_item *>calloc(count, sizeof(cappy_item))
-    cdef cappy_text *texts = <cappy_text *>calloc(total + 1, sizeof(cappy_text))
-    try:
-        if items == NULL or texts == NULL:
+cdef class Lexicon:
+    cdef cappy_lexicon *lexicon
+
+    def __cinit__(self, bint stem):
+        self.lexicon = cappy_lexicon_new(stem)
+        if self.lexicon == NULL:
             raise MemoryError
-        for i in range(count):
-            items[i].prediction = view(predictions[i], owned)
-            group = references[i]
-            items[i].reference_count = <size_t>len(group)
-            if i > 0 and group is previous:
-                items[i].references = items[i - 1].references
-                continue
-            previous = group
-            items[i].references = texts + used
-            for text in group:
-                texts[used] = view(text, owned)
-                used += 1
-        with nogil:
-            status = cappy_rouge_l_pairs(items, count, stem, &scores[0, 0])
-        check(status)
-    finally:
-        free(items)
-        free(texts)
 
+    def __dealloc__(self):
+        cappy_lexicon_free(self.lexicon)
 
-def rouge_l_matrix(list texts, size_t first_row, size_t row_step, bint stem, double[:, ::1] fmeasures):
-    cdef size_t count = len(texts)
-    cdef size_t i
-    cdef cappy_status status
-    cdef list owned = []
+    @property
+    def size(self):
+        return cappy_lexicon_size(self.lexicon)
 
-    if <size_t>fmeasures.shape[0] != count or <size_t>fmeasures.shape[1] != count or row_step == 0:
-        raise ValueError("fmeasures must have a row and a column for each text, and row_step must be positive")
-    if count == 0:
-        return
-
-    cdef cappy_text *views = <cappy_text *>calloc(count, sizeof(cappy_text))
-    try:
+    def read(self, list texts, Py_ssize_t start, Py_ssize_t stop, size_t most_bytes):
+        cdef cappy_text *views
+        cdef Sequences result
+        cdef cappy_status status
+        cdef size_t total = 0, size = 0, count = 0
+        # Encoded texts that their str doesn't keep.
+        cdef list owned = []
+        stop = min(stop, <Py_ssize_t>len(texts))
+        if start < 0 or start > stop:
+            raise ValueError("start must be from 0 to stop")
+        views = <cappy_text *>calloc(stop - start + 1, sizeof(cappy_text))
         if views == NULL:
             raise MemoryError
-        for i in range(count):
-            views[i] = view(texts[i], owned)
+        try:
+            while start < stop and (size < most_bytes or count == 0):
+                views[count] = view(texts[start], owned)
+                size += views[count].length
+                total += cappy_word_bound(views[count].length)
+                start += 1
+                count += 1
+            result = empty_sequences(count, total)
+            with nogil:
+                status = cappy_read(self.lexicon, views, count, result.ids, result.items)
+            check(status)
+            result.bound = cappy_lexicon_bound(self.lexicon)
+            return result
+        finally:
+            free(views)
+
+
+cdef class Scoring:
+    cdef cappy_space *space
+    cdef object watch
+    cdef object raised
+
+    def __cinit__(self, watch):
+        self.watch = watch
+        self.space = cappy_space_new(cappy_watch(stop, <void *>self))
+        if self.space == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cappy_space_free(self.space)
+
+    def rouge_l_pairs(self, Sequences predictions not None, Sequences references not None, double[:, ::1] scores):
+        cdef size_t count = scores.shape[0]
+        cdef cappy_status status
+        if predictions.count < count or references.count < count or scores.shape[1] != 3:
+            raise ValueError("scores must have 3 columns, and a row for each pair or for the first ones")
+        if count == 0:
+            return
         with nogil:
-            status = cappy_rouge_l_matrix(views, count, first_row, row_step, stem, &fmeasures[0, 0])
-        check(status)
-    finally:
-        free(views)
+            status = cappy_rouge_l_pairs(
+                self.space, predictions.items, references.items, count, max(predictions.bound, references.bound),
+                &scores[0, 0]
+            )
+        self.check(status)
+
+    def rouge_lsum_pairs(
+        self, Sequences predictions not None, list prediction_counts, Sequences references not None,
+        list reference_counts, double[:, ::1] scores
+    ):
+        cdef size_t count = scores.shape[0]
+        cdef cappy_status status
+        cdef cappy_summary *summaries
+        if <size_t>len(prediction_counts) != count or <size_t>len(reference_counts) != count or scores.shape[1] != 3:
+            raise ValueError("scores must have 3 columns, and a row for each count of sentences")
+        if count == 0:
+            return
+        summaries = <cappy_summary *>calloc(2 * count, sizeof(cappy_summary))
+        if summaries == NULL:
+            raise MemoryError
+        try:
+            group(predictions, prediction_counts, summaries)
+            group(references, reference_counts, summaries + count)
+            with nogil:
+                status = cappy_rouge_lsum_pairs(
+                    self.space, summaries, summaries + count, count, max(predictions.bound, references.bound),
+                    &scores[0, 0]
+                )
+            self.check(status)
+        finally:
+            free(summaries)
+
+    def rouge_l_matrix(
+        self, Sequences texts not None, size_t first_block, size_t block_step, double[:, ::1] fmeasures
+    ):
+        cdef size_t count = texts.count
+        cdef cappy_status status
+        if <size_t>fmeasures.shape[0] != count or <size_t>fmeasures.shape[1] != count or block_step == 0:
+            raise ValueError("fmeasures must have a row and a column for each text, and block_step must be positive")
+        if count == 0:
+            return
+        with nogil:
+            status = cappy_rouge_l_matrix(
+                self.space, texts.items, count, first_block, block_step, texts.bound, &fmeasures[0, 0]
+            )
+        self.check(status)
+
+    cdef int check(self, cappy_status status) except -1:
+        if status == CAPPY_STOPPED:
+            raised, self.raised = self.raised, None
+            raise raised
+        return check(status)
+
+
+cdef int stop(void *context) noexcept with gil:
+    cdef Scoring scoring = <Scoring>context
+    try:
+        scoring.watch()
+    except BaseException as error:
+        scoring.raised = error
+        return True
+    return False
+
+
+cdef int group(Sequences sentences, list counts, cappy_summary *summaries) except -1:
+    """Each summary's sentences: as many as its count, from where those of the one before end."""
+    cdef size_t used = 0, i = 0
+    cdef size_t number
+    for count in counts:
+        number = count
+        if number > sentences.count - used:
+            raise ValueError("the counts add up to more sentences than there are")
+        summaries[i].sentences = sentences.items + used
+        summaries[i].count = number
+        used += number
+        i += 1
+    return 0
 
 
 cdef cappy_text view(object text, list owned) except *:
@@ -120,5 +296,8 @@ cdef int check(cappy_status status) except -1:
     if status == CAPPY_NO_MEMORY:
         raise MemoryError
     if status == CAPPY_TOO_LARGE:
-        raise InputValueError("a prediction, one prediction's references, or the texts of a matrix exceed 1 GiB")
+        raise InputValueError(
+            "the texts are too large for the kernel: more than 2**31 different words, or for Rouge-Lsum a line of more "
+            "than some 90,000 words in both texts; split them"
+        )
     return 0

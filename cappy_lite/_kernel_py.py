@@ -7,8 +7,9 @@ operations.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -19,42 +20,156 @@ UNSTEMMED_LENGTH = 3
 Score = tuple[float, float, float]
 
 
-def rouge_l_pairs(
-    predictions: list[str], references: list[tuple[str, ...]], stem: bool, scores: npt.NDArray[np.float64]
-) -> None:
-    """Precision, recall and F-measure of each prediction's best reference into `scores`, (n, 3).
+# Rows of a matrix that are one share of work.
+MATRIX_ROWS = 8
 
-    Each entry of `references` has one text at least.
+
+def all_texts(values: list[object]) -> bool:
+    """Whether every value is a str."""
+    return all(isinstance(value, str) for value in values)
+
+
+class Sequences:
+    """Texts as sequences of word ids; two ids are equal where the words are."""
+
+    def __init__(self, ids: list[list[int]]) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def sequences(id_lists: list[list[int]]) -> Sequences:
+    """Sequences of ids that the caller has given, each 0 to 2**32 - 2."""
+    return Sequences(id_lists)
+
+
+class Lexicon:
+    """Gives words their ids; one for all sequences that are to be scored together, and for one thread."""
+
+    def __init__(self, stem: bool) -> None:
+        self._stem = stem
+        self._ids: dict[str, int] = {}
+
+    @property
+    def size(self) -> int:
+        """How many words it remembers."""
+        return len(self._ids)
+
+    def read(self, texts: list[str], start: int, stop: int, most_bytes: int) -> Sequences:
+        """Reads texts from `start` on, at least one, until `stop` or until they are `most_bytes` long."""
+        result: list[list[int]] = []
+        size = 0
+        for text in texts[start:stop]:
+            if result and size >= most_bytes:
+                break
+            size += len(text)
+            result.append([self._ids.setdefault(word, len(self._ids)) for word in words(text, self._stem)])
+        return Sequences(result)
+
+
+class Scoring:
+    """Scores sequences, and calls `watch` from time to time; what it raises ends the call."""
+
+    def __init__(self, watch: Callable[[], None]) -> None:
+        self._watch = watch
+
+    def rouge_l_pairs(
+        self, predictions: Sequences, references: Sequences, scores: npt.NDArray[np.float64]
+    ) -> None:
+        """Precision, recall and F-measure of the first pairs into `scores`, as many as it has rows."""
+        for index in range(len(scores)):
+            self._watch()
+            scores[index] = rouge_l(predictions.ids[index], references.ids[index])
+
+    def rouge_lsum_pairs(
+        self,
+        predictions: Sequences,
+        prediction_counts: list[int],
+        references: Sequences,
+        reference_counts: list[int],
+        scores: npt.NDArray[np.float64],
+    ) -> None:
+        """The same for Rouge-Lsum; the counts say how many sentences each text has."""
+        prediction_sentences, reference_sentences = iter(predictions.ids), iter(references.ids)
+        for index, (p_count, r_count) in enumerate(zip(prediction_counts, reference_counts, strict=True)):
+            self._watch()
+            prediction = list(islice(prediction_sentences, p_count))
+            reference = list(islice(reference_sentences, r_count))
+            scores[index] = rouge_lsum(prediction, reference)
+
+    def rouge_l_matrix(
+        self, texts: Sequences, first_block: int, block_step: int, fmeasures: npt.NDArray[np.float64]
+    ) -> None:
+        """F-measure of every pair of texts into `fmeasures`, (n, n), symmetric.
+
+        Of the blocks of MATRIX_ROWS rows it does first_block, first_block + block_step, ... from the diagonal on, and
+        mirrors them; so `block_step` threads share a matrix evenly.
+        """
+        count = len(texts)
+        for row in range(count):
+            if row // MATRIX_ROWS % block_step != first_block:
+                continue
+            self._watch()
+            for column in range(row, count):
+                score = rouge_l(texts.ids[row], texts.ids[column])
+                fmeasures[row, column] = fmeasures[column, row] = score[2]
+
+
+def rouge_l(prediction: Sequence[int], reference: Sequence[int]) -> Score:
+    """Precision, recall and F-measure of two sequences."""
+    return _score(lcs_length(prediction, reference), len(prediction), len(reference))
+
+
+def rouge_lsum(prediction: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> Score:
+    """Rouge-Lsum of two texts of several sentences, as rouge-score defines it.
+
+    A reference's sentence shares with the prediction the union of the subsequences that it shares with the
+    prediction's sentences; of each word no more count than either text has.
     """
-    for index, (prediction, group) in enumerate(zip(predictions, references, strict=True)):
-        prediction_words = words(prediction, stem)
-        candidates = [rouge_l(prediction_words, words(reference, stem)) for reference in group]
-        # The greatest F-measure; max keeps the first of equals.
-        scores[index] = max(candidates, key=lambda score: score[2])
+    left_in_prediction, left_in_reference = Counter(chain(*prediction)), Counter(chain(*reference))
+    hits = 0
+    for sentence in reference:
+        union: set[int] = set().union(*(_common_places(other, sentence) for other in prediction))
+        for place in sorted(union):
+            word = sentence[place]
+            if left_in_prediction[word] > 0 and left_in_reference[word] > 0:
+                left_in_prediction[word] -= 1
+                left_in_reference[word] -= 1
+                hits += 1
+    return _score(hits, sum(map(len, prediction)), sum(map(len, reference)))
 
 
-def rouge_l_matrix(
-    texts: list[str], first_row: int, row_step: int, stem: bool, fmeasures: npt.NDArray[np.float64]
-) -> None:
-    """F-measure of every pair of texts into `fmeasures`, (n, n), symmetric.
-
-    Does rows first_row, first_row + row_step, ... from the diagonal on, and mirrors them; so `row_step` threads share a
-    matrix evenly.
-    """
-    tokenised = [words(text, stem) for text in texts]
-    for row in range(first_row, len(texts), row_step):
-        for column in range(row, len(texts)):
-            fmeasures[row, column] = fmeasures[column, row] = rouge_l(tokenised[row], tokenised[column])[2]
-
-
-def rouge_l(prediction: Sequence[str], reference: Sequence[str]) -> Score:
-    """Precision, recall and F-measure of two word lists; all 0 where they have no word in common."""
-    lcs = lcs_length(prediction, reference)
-    if lcs == 0:
+def _score(common: int, prediction_length: int, reference_length: int) -> Score:
+    if common == 0:
         return 0.0, 0.0, 0.0
-    precision = lcs / len(prediction)
-    recall = lcs / len(reference)
+    precision = common / prediction_length
+    recall = common / reference_length
     return precision, recall, 2 * precision * recall / (precision + recall)
+
+
+def _common_places(prediction: Sequence[int], reference: Sequence[int]) -> set[int]:
+    """Where in the reference the longest common subsequence is that rouge-score finds: there may be others.
+
+    Rouge-score walks back through the table of all prefixes' lengths, which is kept whole for it.
+    """
+    table = [[0] * (len(prediction) + 1)]
+    for word in reference:
+        above, row = table[-1], [0]
+        for column, other in enumerate(prediction):
+            row.append(above[column] + 1 if word == other else max(above[column + 1], row[column]))
+        table.append(row)
+    places: set[int] = set()
+    i, j = len(reference), len(prediction)
+    while i > 0 and j > 0:
+        if reference[i - 1] == prediction[j - 1]:
+            i, j = i - 1, j - 1
+            places.add(i)
+        elif table[i][j - 1] > table[i - 1][j]:
+            j -= 1
+        else:
+            i -= 1
+    return places
 
 
 def words(text: str, stem: bool) -> list[str]:
@@ -63,14 +178,14 @@ def words(text: str, stem: bool) -> list[str]:
     return [porter(word) if len(word) > UNSTEMMED_LENGTH else word for word in found] if stem else found
 
 
-def lcs_length(pattern: Sequence[str], text: Sequence[str]) -> int:
+def lcs_length(pattern: Sequence[int], text: Sequence[int]) -> int:
     """Length of the longest common subsequence.
 
     The row of the usual table is one big integer with a 0 bit where the row steps up by one, so its zeros count the
     length; one addition takes it past a word whose places in the pattern are `matches`. (Crochemore et al. 2001; Hyyrö
     2004.)
     """
-    places: dict[str, int] = {}
+    places: dict[int, int] = {}
     for index, word in enumerate(pattern):
         places[word] = places.get(word, 0) | 1 << index
     full = (1 << len(pattern)) - 1

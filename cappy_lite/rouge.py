@@ -3,7 +3,9 @@
 The definition is that of the rouge-score package (C.-Y. Lin, "ROUGE: a package for automatic evaluation of summaries",
 2004), and every number equals its to the last bit: lower-cased runs of a-z and 0-9 are the words, `stem` reduces those
 of more than three letters by Porter's stemmer in NLTK's default mode, and of several references the one with the
-greatest F-measure counts, the first of equals.
+greatest F-measure counts, the first of equals. Rouge-Lsum, for summaries of several lines, is rouge-score's too.
+
+rouge-score's words are ASCII alone, so that every text in another script scores 0; `tokenizer` offers others.
 
 Two kernels compute it, one in C and its specification in Python. The environment variable CAPPY_LITE_KERNEL pins one
 ("c" or "python"); without it the C kernel is taken, and its absence warned of. `KERNEL` names the one in use.
@@ -14,20 +16,33 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import chain
+from operator import itemgetter
+from queue import Empty, SimpleQueue
+from threading import Event
 from types import ModuleType
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from cappy_lite.arguments import check_count, check_list
 from cappy_lite.errors import InputTypeError, InputValueError
+from cappy_lite.words import characters, unicode_words
 
 FloatArray = npt.NDArray[np.float64]
 
-TOKENIZERS = ("rouge",)
+# "rouge", "unicode", "char", or a function from a text to its tokens.
+Tokenizer = str | Callable[[str], Iterable[Hashable]]
+
+# Texts that a thread takes at a time: few enough for a processor's cache, enough to make little of taking them.
+SHARE = 512
+# Bytes of text whose words are held at a time.
+CHUNK_BYTES = 1 << 20
+# Words after which a thread forgets those that it has seen: it keeps memory flat, and costs reading them anew.
+KNOWN_WORDS = 1 << 17
 
 
 class RougeL(NamedTuple):
@@ -39,27 +54,43 @@ class RougeL(NamedTuple):
 
 
 def rouge_l(
-    prediction: str, references: str | Sequence[str], *, stem: bool = False, tokenizer: str = "rouge"
+    prediction: str, references: str | Sequence[str], *, stem: bool = False, tokenizer: Tokenizer = "rouge"
 ) -> RougeL:
     """Rouge-L of a prediction against its best reference.
 
     Args:
         prediction: the text to judge. An empty text scores 0.
         references: one text, or several of which the one with the greatest F-measure counts.
-        stem: whether words are Porter-stemmed first, so that "skis" and "skiing" are the same.
-        tokenizer: how a text becomes words; "rouge" is what the rouge-score package does.
+        stem: whether words are Porter-stemmed first, so that "skis" and "skiing" are the same; with the tokenizer
+            "rouge" alone.
+        tokenizer: how a text becomes tokens. "rouge" is what the rouge-score package does. "unicode" takes words and
+            digits of any script, and "char" each letter or digit, for Chinese, Japanese and Thai (cappy_lite.words
+            defines both). Or any function from a text to its tokens, which may be whatever a dict takes as a key.
 
     Raises:
-        InputTypeError: a text is not a str.
-        InputValueError: there is no reference, or no such tokenizer.
+        InputTypeError: a text is not a str, or the tokenizer's answer no list of tokens.
+        InputValueError: there is no reference, no such tokenizer, `stem` with another tokenizer than "rouge", or a
+            tokenizer that raised.
     """
-    if not isinstance(prediction, str):
-        raise _not_text("prediction", prediction)
-    group = _check_references("references", references)
-    _check_options(stem, tokenizer)
-    scores = np.empty((1, 3))
-    _kernel.rouge_l_pairs([prediction], [group], stem, scores)
-    return RougeL(*scores[0].tolist())
+    return _score_one(_Worker.rouge_l, prediction, references, stem, tokenizer)
+
+
+def rouge_lsum(
+    prediction: str, references: str | Sequence[str], *, stem: bool = False, tokenizer: Tokenizer = "rouge"
+) -> RougeL:
+    """Rouge-Lsum of a summary against its best reference: each line of a text is a sentence.
+
+    A reference's sentence shares with the prediction the union of the subsequences that it shares with the
+    prediction's sentences; of each word no more count than either text has. (Lin 2004, section 3.2, as the rouge-score
+    package has it.)
+
+    Args:
+        prediction, references, stem, tokenizer: as for `rouge_l`.
+
+    Raises:
+        InputTypeError, InputValueError: as for `rouge_l`; also if a line of more than some 90,000 words meets another.
+    """
+    return _score_one(_Worker.rouge_lsum, prediction, references, stem, tokenizer)
 
 
 def rouge_l_pairs(
@@ -67,7 +98,7 @@ def rouge_l_pairs(
     references: Sequence[str | Sequence[str]],
     *,
     stem: bool = False,
-    tokenizer: str = "rouge",
+    tokenizer: Tokenizer = "rouge",
     threads: int | None = None,
 ) -> FloatArray:
     """Rouge-L of each prediction against its own references.
@@ -75,7 +106,7 @@ def rouge_l_pairs(
     Args:
         predictions: n texts.
         references: n entries, each a text or the texts of which the best counts.
-        stem, tokenizer: as for `rouge_l`.
+        stem, tokenizer: as for `rouge_l`. A function is called by several threads if `threads` says so.
         threads: how many threads share the work; None: one.
 
     Returns:
@@ -83,17 +114,32 @@ def rouge_l_pairs(
 
     Raises:
         InputTypeError: a list is missing, or an item is not a str; the message has its index.
-        InputValueError: the lengths differ, an entry of `references` is empty, an option has no such value, or texts
-            that must be held together exceed 1 GiB.
+        InputValueError: the lengths differ, an entry of `references` is empty, an option has no such value, or the
+            tokenizer raised.
     """
-    texts = _check_texts("predictions", predictions)
-    groups = _check_reference_lists("references", references)
-    if len(texts) != len(groups):
-        raise InputValueError(
-            f"predictions and references must have the same length: they have {len(texts)} and {len(groups)}"
-        )
-    _check_options(stem, tokenizer)
-    return _score_pairs(texts, groups, stem, _check_threads(threads))
+    return _score_pairs(_Worker.rouge_l, predictions, references, stem, tokenizer, threads)
+
+
+def rouge_lsum_pairs(
+    predictions: Sequence[str],
+    references: Sequence[str | Sequence[str]],
+    *,
+    stem: bool = False,
+    tokenizer: Tokenizer = "rouge",
+    threads: int | None = None,
+) -> FloatArray:
+    """Rouge-Lsum of each summary against its own references.
+
+    Args:
+        predictions, references, stem, tokenizer, threads: as for `rouge_l_pairs`; each line of a text is a sentence.
+
+    Returns:
+        float64, (n, 3): precision, recall and F-measure, each 0..1.
+
+    Raises:
+        InputTypeError, InputValueError: as for `rouge_l_pairs` and `rouge_lsum`.
+    """
+    return _score_pairs(_Worker.rouge_lsum, predictions, references, stem, tokenizer, threads)
 
 
 def rouge_l_against(
@@ -101,10 +147,10 @@ def rouge_l_against(
     predictions: Sequence[str],
     *,
     stem: bool = False,
-    tokenizer: str = "rouge",
+    tokenizer: Tokenizer = "rouge",
     threads: int | None = None,
 ) -> FloatArray:
-    """Rouge-L of every prediction against the same references, which are tokenised once.
+    """Rouge-L of every prediction against the same references.
 
     Args:
         references: one text, or several of which the best counts, prediction by prediction.
@@ -119,14 +165,13 @@ def rouge_l_against(
     """
     group = _check_references("references", references)
     texts = _check_texts("predictions", predictions)
-    _check_options(stem, tokenizer)
-    return _score_pairs(texts, [group] * len(texts), stem, _check_threads(threads))
+    return _score_pairs(_Worker.rouge_l, texts, [group] * len(texts), stem, tokenizer, threads)
 
 
 def rouge_l_matrix(
-    texts: Sequence[str], *, stem: bool = False, tokenizer: str = "rouge", threads: int | None = None
+    texts: Sequence[str], *, stem: bool = False, tokenizer: Tokenizer = "rouge", threads: int | None = None
 ) -> FloatArray:
-    """Rouge-L F-measure of every text with every other.
+    """Rouge-L F-measure of every text with every other, each pair computed once.
 
     Args:
         texts: n texts.
@@ -139,37 +184,203 @@ def rouge_l_matrix(
         InputTypeError, InputValueError: as for `rouge_l_pairs`.
     """
     checked = _check_texts("texts", texts)
-    _check_options(stem, tokenizer)
-    row_step = min(_check_threads(threads), max(len(checked), 1))
-    fmeasures = np.empty((len(checked), len(checked)))
+    read = _check_tokenizer(stem, tokenizer)
+    count = len(checked)
+    blocks = -(-count // _kernel.MATRIX_ROWS)
+    block_step = max(min(_check_threads(threads), blocks), 1)
+    sequences = read(_go_on).read(checked, 0, count, sum(map(len, checked)) * 4 + 1)
+    fmeasures = np.empty((count, count))
+    first_blocks = iter(range(block_step))
 
-    def score_rows(first_row: int) -> None:
-        _kernel.rouge_l_matrix(checked, first_row, row_step, stem, fmeasures)
+    def score_blocks(watch: Watch) -> None:
+        for first_block in first_blocks:
+            _kernel.Scoring(watch).rouge_l_matrix(sequences, first_block, block_step, fmeasures)
 
-    _run(score_rows, range(row_step))
+    _run(score_blocks, block_step)
     return fmeasures
 
 
-def _score_pairs(predictions: list[str], groups: list[tuple[str, ...]], stem: bool, threads: int) -> FloatArray:
-    scores = np.empty((len(predictions), 3))
-    share = max(-(-len(predictions) // threads), 1)
+# Called from time to time by what takes long; raises to end it.
+Watch = Callable[[], None]
 
-    def score_share(start: int) -> None:
-        part = slice(start, start + share)
-        _kernel.rouge_l_pairs(predictions[part], groups[part], stem, scores[part])
 
-    _run(score_share, range(0, len(predictions), share))
+class _Stopped(Exception):
+    """Ends a thread whose result nobody waits for any more."""
+
+
+def _go_on() -> None:
+    """The watch of the main thread: that Python runs at all is enough for it to see a Ctrl-C."""
+
+
+class _TokenReader:
+    """Reads texts with a Python tokenizer; to be used as the kernel's Lexicon."""
+
+    def __init__(self, tokenize: Callable[[str], Iterable[Hashable]], watch: Watch) -> None:
+        self._tokenize = tokenize
+        self._watch = watch
+        self._ids: dict[Hashable, int] = {}
+
+    @property
+    def size(self) -> int:
+        return len(self._ids)
+
+    def read(self, texts: list[str], start: int, stop: int, most_bytes: int) -> Any:
+        sequences: list[list[int]] = []
+        size = 0
+        for text in texts[start:stop]:
+            if sequences and size >= most_bytes:
+                break
+            self._watch()
+            size += len(text)
+            sequences.append(self._read_text(text))
+        return _kernel.sequences(sequences)
+
+    def _read_text(self, text: str) -> list[int]:
+        ids = self._ids
+        try:
+            tokens = self._tokenize(text)
+        except Exception as error:
+            raise InputValueError(
+                f"tokenizer raised {type(error).__name__} for the text {_shortened(text)}: {error}"
+            ) from error
+        if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
+            raise InputTypeError(f"tokenizer must return a list of tokens, not {type(tokens).__name__}")
+        try:
+            return [ids.setdefault(token, len(ids)) for token in tokens]
+        except TypeError as error:
+            raise InputTypeError(
+                f"tokenizer must return tokens that a dict takes as keys, for the text {_shortened(text)}: {error}"
+            ) from error
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+class _Worker:
+    """What one thread scores with."""
+
+    def __init__(self, new_reader: Callable[[Watch], Any], watch: Watch) -> None:
+        self._new_reader = new_reader
+        self._watch = watch
+        self._reader = new_reader(watch)
+        self._scoring = _kernel.Scoring(watch)
+
+    def forget(self) -> None:
+        """Keeps memory flat, if there is much to forget."""
+        if self._reader.size > KNOWN_WORDS:
+            self._reader = self._new_reader(self._watch)
+
+    def rouge_l(self, predictions: list[str], references: list[str], scores: FloatArray) -> None:
+        """Scores of as many pairs as there are into `scores`, (n, 3)."""
+        start, count = 0, len(predictions)
+        while start < count:
+            some = self._reader.read(predictions, start, count, CHUNK_BYTES)
+            others = self._reader.read(references, start, start + len(some), CHUNK_BYTES)
+            stop = start + len(others)
+            self._scoring.rouge_l_pairs(some, others, scores[start:stop])
+            start = stop
+
+    def rouge_lsum(self, predictions: list[str], references: list[str], scores: FloatArray) -> None:
+        """The same for Rouge-Lsum."""
+        arguments: list[Any] = []
+        for texts in (predictions, references):
+            sentences = [[line for line in text.split("\n") if line] for text in texts]
+            lines = list(chain.from_iterable(sentences))
+            everything = sum(map(len, lines)) * 4 + 1
+            arguments += [self._reader.read(lines, 0, len(lines), everything), list(map(len, sentences))]
+        self._scoring.rouge_lsum_pairs(*arguments, scores)
+
+
+# One of _Worker's two.
+Score = Callable[[_Worker, list[str], list[str], FloatArray], None]
+
+
+def _score_one(
+    score: Score, prediction: object, references: object, stem: bool, tokenizer: Tokenizer
+) -> RougeL:
+    if not isinstance(prediction, str):
+        raise _not_text("prediction", prediction)
+    group = _check_references("references", references)
+    worker = _Worker(_check_tokenizer(stem, tokenizer), _go_on)
+    scores = np.empty((len(group), 3))
+    score(worker, [prediction] * len(group), list(group), scores)
+    # max keeps the first of equals.
+    return RougeL(*max(scores.tolist(), key=itemgetter(2)))
+
+
+def _score_pairs(
+    score: Score, predictions: object, references: object, stem: bool, tokenizer: Tokenizer, threads: int | None
+) -> FloatArray:
+    texts = _check_texts("predictions", predictions)
+    groups = _check_reference_lists("references", references)
+    if len(texts) != len(groups):
+        raise InputValueError(
+            f"predictions and references must have the same length: they have {len(texts)} and {len(groups)}"
+        )
+    new_reader = _check_tokenizer(stem, tokenizer)
+    shares: SimpleQueue[int] = SimpleQueue()
+    for start in range(0, len(texts), SHARE):
+        shares.put(start)
+    scores = np.empty((len(texts), 3))
+
+    def score_shares(watch: Watch) -> None:
+        worker = _Worker(new_reader, watch)
+        for start in _taken(shares):
+            watch()
+            worker.forget()
+            part = slice(start, start + SHARE)
+            _score_best(score, worker, texts[part], groups[part], scores[part])
+
+    _run(score_shares, min(_check_threads(threads), max(shares.qsize(), 1)))
     return scores
 
 
-def _run(work: Callable[[int], None], starts: range) -> None:
-    """Calls `work` with every start, each in its own thread if there are several; the kernel releases the GIL."""
-    if len(starts) <= 1:
-        for start in starts:
-            work(start)
+def _taken(shares: SimpleQueue[int]) -> Iterator[int]:
+    """Shares until there are no more; several threads may take from the same."""
+    while True:
+        try:
+            yield shares.get_nowait()
+        except Empty:
+            return
+
+
+def _score_best(
+    score: Score, worker: _Worker, predictions: list[str], groups: list[Any], scores: FloatArray
+) -> None:
+    """Scores of each prediction's best reference, the first of equals, into `scores`, (n, 3)."""
+    if _kernel.all_texts(groups):
+        score(worker, predictions, groups, scores)
         return
-    with ThreadPoolExecutor(len(starts)) as pool:
-        list(pool.map(work, starts))  # raises what a thread raised
+    references = [(group,) if isinstance(group, str) else group for group in groups]
+    counts = [len(group) for group in references]
+    repeated = [text for text, count in zip(predictions, counts, strict=True) for _ in range(count)]
+    each = np.empty((len(repeated), 3))
+    score(worker, repeated, list(chain.from_iterable(references)), each)
+    ends = np.cumsum(counts)
+    best = np.maximum.reduceat(each[:, 2], ends - counts)
+    places = np.flatnonzero(each[:, 2] == np.repeat(best, counts))
+    # The first place behind the end of the group before.
+    scores[:] = each[places[np.searchsorted(places, ends - counts)]]
+
+
+def _run(work: Callable[[Watch], None], threads: int) -> None:
+    """Calls `work` in each of the threads, which share it among themselves; the kernel releases the GIL."""
+    if threads == 1:
+        work(_go_on)
+        return
+    stopped = Event()
+
+    def watch() -> None:
+        if stopped.is_set():
+            raise _Stopped
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for done in as_completed([pool.submit(work, watch) for _ in range(threads)]):
+                done.result()  # raises what the thread raised
+        finally:
+            stopped.set()
 
 
 def _not_text(name: str, value: object) -> InputTypeError:
@@ -179,9 +390,9 @@ def _not_text(name: str, value: object) -> InputTypeError:
 def _check_texts(name: str, values: object) -> list[str]:
     """A new list of the texts. Unlike a model, Rouge-L reads any str: a lone surrogate separates words."""
     texts = check_list(name, values)
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise _not_text(f"{name}[{index}]", text)
+    if not _kernel.all_texts(texts):
+        index, text = next((index, text) for index, text in enumerate(texts) if not isinstance(text, str))
+        raise _not_text(f"{name}[{index}]", text)
     return cast(list[str], texts)
 
 
@@ -195,23 +406,28 @@ def _check_references(name: str, value: object) -> tuple[str, ...]:
     return references
 
 
-def _check_reference_lists(name: str, values: object) -> list[tuple[str, ...]]:
-    """Every prediction's references. Neighbours that are one object stay one, which the kernel reads once."""
-    groups: list[tuple[str, ...]] = []
-    previous: object = None
-    for index, entry in enumerate(check_list(name, values, of="str or of lists of str")):
-        if not groups or entry is not previous:
-            group = _check_references(f"{name}[{index}]", entry)
-        groups.append(group)
-        previous = entry
-    return groups
+def _check_reference_lists(name: str, values: object) -> list[Any]:
+    """Every prediction's references: a text or a tuple of texts each."""
+    entries: list[Any] = check_list(name, values, of="str or of lists of str")
+    if not _kernel.all_texts(entries):
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, str):
+                entries[index] = _check_references(f"{name}[{index}]", entry)
+    return entries
 
 
-def _check_options(stem: object, tokenizer: object) -> None:
+def _check_tokenizer(stem: object, tokenizer: object) -> Callable[[Watch], Any]:
+    """A function that makes a reader of texts, one for each thread."""
     if not isinstance(stem, bool):
         raise InputTypeError(f"stem must be True or False, not {stem!r}")
-    if tokenizer not in TOKENIZERS:
-        raise InputValueError(f"tokenizer must be {' or '.join(map(repr, TOKENIZERS))}, not {tokenizer!r}")
+    if tokenizer == "rouge":
+        return lambda watch: _kernel.Lexicon(stem)
+    if stem:
+        raise InputValueError("stem=True works with tokenizer='rouge' alone: Porter's stemmer knows ASCII words")
+    tokenize = {"unicode": unicode_words, "char": characters}.get(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    if not callable(tokenize):
+        raise InputValueError(f"tokenizer must be 'rouge', 'unicode', 'char' or a function, not {tokenizer!r}")
+    return lambda watch: _TokenReader(tokenize, watch)
 
 
 def _check_threads(threads: int | None) -> int:

@@ -2,57 +2,66 @@
 #ifndef CAPPY_PARTS_H
 #define CAPPY_PARTS_H
 
-#include <stdint.h>
-
+#include "buffer.h"
 #include "cappy.h"
-
-/* A word's number within one vocabulary, counted from 1. */
-typedef uint32_t cappy_id;
-
-/* The id of a word that the vocabulary does not have. */
-#define CAPPY_UNKNOWN 0
-
-typedef struct {
-    uint32_t hash;
-    uint32_t length;
-    size_t start; /* into the vocabulary's bytes */
-} cappy_word;
-
-/* Distinct words with their ids. rouge.c owns the arrays and sizes them for the worst case. */
-typedef struct {
-    char *bytes;      /* the words one after the other; behind them room for the word being read */
-    size_t used;      /* bytes taken by the words */
-    cappy_word *word; /* [id - 1] */
-    cappy_id count;
-    cappy_id *slot; /* hash table of ids, CAPPY_UNKNOWN where free; at most half full */
-    size_t slot_mask;
-} cappy_vocabulary;
-
-/* words.c */
-
-/* The most words that a text of `length` bytes can have: they are one byte at least, and a byte apart. */
-static inline size_t cappy_word_bound(size_t length) { return length / 2 + 1; }
-
-/* Slots of a hash table for at most `words` words: a power of two, so that the table stays half empty. */
-size_t cappy_slot_count(size_t words);
-
-/* Empties the vocabulary and makes it ready for at most `words` words. */
-void cappy_vocabulary_clear(cappy_vocabulary *vocabulary, size_t words);
-
-/* Ids of the text's words into `ids`; returns how many. Words that the vocabulary lacks are added, or get
- * CAPPY_UNKNOWN, as `add` says. */
-size_t cappy_read_words(cappy_vocabulary *vocabulary, cappy_text text, bool stem, bool add, cappy_id *ids);
 
 /* porter.c */
 
 /* Stems a lower-case ASCII word of at least one letter in place; returns the new length, never a greater one. */
 size_t cappy_stem(char *word, size_t length);
 
+/* rouge.c */
+
+#define CAPPY_WORD_BITS 64
+
+struct cappy_space {
+    cappy_watch watch;
+    size_t steps;        /* since the watch was asked */
+    cappy_status status; /* of the call that goes on */
+
+    cappy_buffer masks; /* uint64_t [id]: its places in the pattern; 0 for an id that the pattern hasn't */
+    cappy_sequence pattern;
+
+    /* For two sequences that are longer than CAPPY_WORD_BITS. */
+    cappy_buffer common[2]; /* cappy_id: what each has in common with the other, numbered from 1 */
+    cappy_buffer strip;     /* uint64_t [number][words]: places in a strip of the pattern; 0 between pairs */
+    cappy_buffer carries;   /* unsigned char */
+
+    cappy_buffer lanes; /* cappy_lanes [id], for a matrix: as `masks`, for several patterns; 0 between blocks of rows */
+
+    /* For Rouge-Lsum. */
+    cappy_buffer rows;      /* uint64_t [row][words]: the whole table of a pair of sentences */
+    cappy_buffer hits;      /* bool: which words of a reference's sentence are in the union of its subsequences */
+    cappy_buffer counts[2]; /* size_t [id]: how often a summary has it; 0 between pairs */
+};
+
+/* Counts steps of work, asks the watch when there were many, and says whether to go on. */
+bool cappy_goes_on(cappy_space *space, size_t steps);
+
+/* Precision, recall and F-measure into `scores`. */
+void cappy_score(size_t common, size_t prediction_length, size_t reference_length, double scores[3]);
+
 /* lcs.c */
 
-/* Length of the longest common subsequence. `masks`: one zero for every id that can occur, left zero again;
- * `carries`: as many bytes as the longer sequence has ids. */
-size_t cappy_lcs(const cappy_id *a, size_t a_length, const cappy_id *b, size_t b_length, uint64_t *masks,
-                 unsigned char *carries);
+/* Makes `pattern`, CAPPY_WORD_BITS long at most, the one whose places the space's masks have. */
+void cappy_lay(cappy_space *space, cappy_sequence pattern);
+
+/* Length of the longest common subsequence; meaningless if the space's status is no longer CAPPY_OK. */
+size_t cappy_lcs(cappy_space *space, cappy_sequence prediction, cappy_sequence reference);
+
+/* lanes.c */
+
+/* A row of the recurrence for each of CAPPY_MATRIX_ROWS patterns. */
+typedef uint64_t cappy_lanes __attribute__((vector_size(CAPPY_MATRIX_ROWS * sizeof(uint64_t))));
+
+/* Adds the places of `patterns`, at most CAPPY_MATRIX_ROWS, to masks[id]. Patterns longer than CAPPY_WORD_BITS are left
+ * out. */
+void cappy_lanes_lay(cappy_lanes *masks, const cappy_sequence *patterns, size_t count);
+
+/* Takes them out again. */
+void cappy_lanes_lift(cappy_lanes *masks, const cappy_sequence *patterns, size_t count);
+
+/* Length of the longest common subsequence of the text and each pattern. */
+void cappy_lanes_lcs(const cappy_lanes *masks, cappy_sequence text, size_t lengths[CAPPY_MATRIX_ROWS]);
 
 #endif

@@ -1,118 +1,178 @@
-/* Texts to word ids. Words are what rouge-score finds: runs of [a-z0-9] in the lower-cased text. */
+/* Texts to words. Words are what rouge-score finds: runs of [a-z0-9] in the lower-cased text. */
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
-#include "parts.h"
+#include "lexicon.h"
 
-/* Only words of more letters than this are stemmed, as in rouge-score. */
-#define UNSTEMMED_LENGTH 3
+#define BLOCK 64
 
-size_t cappy_slot_count(size_t words)
-{
-    size_t count = 16;
-    while (count < 2 * words)
-        count *= 2;
-    return count;
-}
-
-void cappy_vocabulary_clear(cappy_vocabulary *vocabulary, size_t words)
-{
-    const size_t slots = cappy_slot_count(words);
-    memset(vocabulary->slot, 0, slots * sizeof *vocabulary->slot);
-    vocabulary->slot_mask = slots - 1;
-    vocabulary->count = 0;
-    vocabulary->used = 0;
-}
-
-/* The lower-case form of an ASCII letter or digit, 0 for every other byte. */
-static const char lower[256] = {
-    ['0'] = '0', ['1'] = '1', ['2'] = '2', ['3'] = '3', ['4'] = '4', ['5'] = '5', ['6'] = '6', ['7'] = '7',
-    ['8'] = '8', ['9'] = '9', ['a'] = 'a', ['b'] = 'b', ['c'] = 'c', ['d'] = 'd', ['e'] = 'e', ['f'] = 'f',
-    ['g'] = 'g', ['h'] = 'h', ['i'] = 'i', ['j'] = 'j', ['k'] = 'k', ['l'] = 'l', ['m'] = 'm', ['n'] = 'n',
-    ['o'] = 'o', ['p'] = 'p', ['q'] = 'q', ['r'] = 'r', ['s'] = 's', ['t'] = 't', ['u'] = 'u', ['v'] = 'v',
-    ['w'] = 'w', ['x'] = 'x', ['y'] = 'y', ['z'] = 'z', ['A'] = 'a', ['B'] = 'b', ['C'] = 'c', ['D'] = 'd',
-    ['E'] = 'e', ['F'] = 'f', ['G'] = 'g', ['H'] = 'h', ['I'] = 'i', ['J'] = 'j', ['K'] = 'k', ['L'] = 'l',
-    ['M'] = 'm', ['N'] = 'n', ['O'] = 'o', ['P'] = 'p', ['Q'] = 'q', ['R'] = 'r', ['S'] = 's', ['T'] = 't',
-    ['U'] = 'u', ['V'] = 'v', ['W'] = 'w', ['X'] = 'x', ['Y'] = 'y', ['Z'] = 'z',
-};
-
-/* Two characters outside ASCII have an ASCII letter in their lower case:
+/* Two characters outside ASCII have an ASCII letter in their lower case, and need the text rewritten:
  * U+0130 (dotted capital I) becomes "i" and a combining dot, which ends the word; */
 static bool is_dotted_i(const unsigned char *at, const unsigned char *end)
 {
-    return at[0] == 0xC4 && end - at >= 2 && at[1] == 0xB0;
+    return end - at >= 2 && at[0] == 0xC4 && at[1] == 0xB0;
 }
 
 /* U+212A (the Kelvin sign) becomes "k". */
 static bool is_kelvin(const unsigned char *at, const unsigned char *end)
 {
-    return at[0] == 0xE2 && end - at >= 3 && at[1] == 0x84 && at[2] == 0xAA;
+    return end - at >= 3 && at[0] == 0xE2 && at[1] == 0x84 && at[2] == 0xAA;
 }
 
-/* Copies the next word, lower-cased, and moves the cursor behind it; returns its length, 0 at the end of the text. */
-static size_t next_word(const unsigned char **cursor, const unsigned char *end, char *word)
+static bool needs_rewriting(const unsigned char *text, size_t length)
 {
-    const unsigned char *at = *cursor;
-    size_t length = 0;
-    while (at < end) {
-        if (lower[*at]) {
-            word[length++] = lower[*at++];
-        } else if (is_kelvin(at, end)) {
-            word[length++] = 'k';
-            at += 3;
-        } else if (is_dotted_i(at, end)) {
-            word[length++] = 'i';
-            at += 2;
-            break;
+    const unsigned char *end = text + length;
+    for (const unsigned char *at = text; (at = memchr(at, 0xC4, (size_t)(end - at))) != NULL; at++)
+        if (is_dotted_i(at, end))
+            return true;
+    for (const unsigned char *at = text; (at = memchr(at, 0xE2, (size_t)(end - at))) != NULL; at++)
+        if (is_kelvin(at, end))
+            return true;
+    return false;
+}
+
+/* Copies the text with the two characters' lower case for them; returns its length, never a greater one. */
+static size_t rewrite(const unsigned char *text, size_t length, unsigned char *copy)
+{
+    const unsigned char *end = text + length;
+    size_t used = 0;
+    while (text < end) {
+        if (is_dotted_i(text, end)) {
+            copy[used++] = 'i';
+            copy[used++] = ' ';
+            text += 2;
+        } else if (is_kelvin(text, end)) {
+            copy[used++] = 'k';
+            text += 3;
         } else {
-            at++;
-            if (length)
-                break;
+            copy[used++] = *text++;
         }
     }
-    *cursor = at;
-    return length;
+    return used;
 }
 
-/* FNV-1a. It only chooses the slot: identity is decided by comparing the letters. */
-static uint32_t hash_word(const char *word, size_t length)
-{
-    uint32_t hash = 2166136261u;
-    for (size_t i = 0; i < length; i++)
-        hash = (hash ^ (unsigned char)word[i]) * 16777619u;
-    return hash ^ hash >> 15;
-}
+/* Bit i of `in_word` is set where byte i belongs to a word, `ascii` where all bytes are ASCII. */
+typedef struct {
+    uint64_t in_word;
+    bool ascii;
+} block_bits;
 
-/* The id of the word that stands behind the vocabulary's own. */
-static cappy_id find_word(cappy_vocabulary *vocabulary, size_t length, bool add)
+#if defined(__SSE2__) && !defined(CAPPY_PORTABLE)
+static inline block_bits look_at(const unsigned char *block)
 {
-    const char *letters = vocabulary->bytes + vocabulary->used;
-    const uint32_t hash = hash_word(letters, length);
-    size_t slot = hash & vocabulary->slot_mask;
-    for (cappy_id id; (id = vocabulary->slot[slot]) != CAPPY_UNKNOWN; slot = (slot + 1) & vocabulary->slot_mask) {
-        const cappy_word *known = &vocabulary->word[id - 1];
-        if (known->hash == hash && known->length == length &&
-            memcmp(vocabulary->bytes + known->start, letters, length) == 0)
-            return id;
+    uint64_t in_word = 0;
+    __m128i all = _mm_setzero_si128();
+    for (int at = 0; at < BLOCK; at += 16) {
+        const __m128i bytes = _mm_loadu_si128((const __m128i *)(block + at));
+        /* The bit that tells a letter's cases apart. */
+        const __m128i lower = _mm_or_si128(bytes, _mm_set1_epi8(0x20));
+        /* x - first is at most n, unsigned, just where it is its own minimum with n. */
+        const __m128i from_a = _mm_sub_epi8(lower, _mm_set1_epi8('a'));
+        const __m128i from_0 = _mm_sub_epi8(bytes, _mm_set1_epi8('0'));
+        const __m128i letter = _mm_cmpeq_epi8(from_a, _mm_min_epu8(from_a, _mm_set1_epi8('z' - 'a')));
+        const __m128i digit = _mm_cmpeq_epi8(from_0, _mm_min_epu8(from_0, _mm_set1_epi8('9' - '0')));
+        in_word |= (uint64_t)(unsigned)_mm_movemask_epi8(_mm_or_si128(letter, digit)) << at;
+        all = _mm_or_si128(all, bytes);
     }
-    if (!add)
-        return CAPPY_UNKNOWN;
-    vocabulary->word[vocabulary->count] = (cappy_word){hash, (uint32_t)length, vocabulary->used};
-    vocabulary->used += length;
-    return vocabulary->slot[slot] = ++vocabulary->count;
+    return (block_bits){in_word, _mm_movemask_epi8(all) == 0};
+}
+#else
+static inline block_bits look_at(const unsigned char *block)
+{
+    uint64_t in_word = 0;
+    unsigned char all = 0;
+    for (int at = 0; at < BLOCK; at++) {
+        const unsigned char byte = block[at], lower = byte | 0x20;
+        const bool letter = lower >= 'a' && lower <= 'z', digit = byte >= '0' && byte <= '9';
+        in_word |= (uint64_t)(letter || digit) << at;
+        all |= byte;
+    }
+    return (block_bits){in_word, all < 0x80};
+}
+#endif
+
+/* Ids of the text's words into `ids`, and how many into `count`. */
+static cappy_status read_text(cappy_lexicon *lexicon, const unsigned char *text, size_t length, bool may_need_rewriting,
+                              cappy_id *ids, size_t *count)
+{
+    /* The end of the text, with zeros behind it, which end the last word and may be read over. */
+    unsigned char end[2 * BLOCK + CAPPY_KEY_BYTES] = {0};
+    const unsigned char *block = text;
+    const unsigned char *open = NULL; /* the word that goes on into the block */
+    size_t open_length = 0;
+    cappy_id *next = ids;
+    for (size_t base = 0; base <= length; base += BLOCK, block += BLOCK) {
+        const size_t rest = length - base;
+        if (block == text + base && rest < BLOCK + CAPPY_KEY_BYTES) {
+            memcpy(end, block, rest);
+            block = end;
+        }
+        const block_bits bits = look_at(block);
+        if (!bits.ascii && may_need_rewriting) {
+            may_need_rewriting = false;
+            if (needs_rewriting(text + base, rest)) {
+                if (!cappy_buffer_reserve(&lexicon->text, length + CAPPY_KEY_BYTES, 1))
+                    return CAPPY_NO_MEMORY;
+                unsigned char *copy = lexicon->text.bytes;
+                return read_text(lexicon, copy, rewrite(text, length, copy), false, ids, count);
+            }
+        }
+        const cappy_status status = cappy_lexicon_reserve(lexicon, BLOCK / 2, BLOCK + open_length);
+        if (status != CAPPY_OK)
+            return status;
+        const uint64_t behind = bits.in_word << 1 | (open != NULL); /* bytes that follow one of a word */
+        uint64_t starts = bits.in_word & ~behind, ends = behind & ~bits.in_word;
+        for (; ends; ends &= ends - 1) {
+            const unsigned char *letters = open;
+            size_t word_length = open_length + (size_t)__builtin_ctzll(ends);
+            if (letters == NULL) {
+                const size_t start = (size_t)__builtin_ctzll(starts);
+                starts &= starts - 1;
+                letters = block + start;
+                word_length -= start;
+            }
+            open = NULL;
+            open_length = 0;
+            *next = cappy_lexicon_id(lexicon, letters, word_length);
+            if (*next++ == 0)
+                return CAPPY_NO_MEMORY;
+        }
+        if (starts) {
+            open = block + __builtin_ctzll(starts);
+            open_length = BLOCK - (size_t)__builtin_ctzll(starts);
+        } else if (open) {
+            open_length += BLOCK;
+        }
+    }
+    *count = (size_t)(next - ids);
+    return CAPPY_OK;
 }
 
-size_t cappy_read_words(cappy_vocabulary *vocabulary, cappy_text text, bool stem, bool add, cappy_id *ids)
+/* Where a text is looked for among those read before. */
+#define MEMORY 256
+
+cappy_status cappy_read(cappy_lexicon *lexicon, const cappy_text *texts, size_t count, cappy_id *ids,
+                        cappy_sequence *sequences)
 {
-    const unsigned char *cursor = (const unsigned char *)text.bytes;
-    const unsigned char *end = cursor + text.length;
-    size_t count = 0;
-    for (;;) {
-        char *word = vocabulary->bytes + vocabulary->used;
-        size_t length = next_word(&cursor, end, word);
-        if (length == 0)
-            return count;
-        if (stem && length > UNSTEMMED_LENGTH)
-            length = cappy_stem(word, length);
-        ids[count++] = find_word(vocabulary, length, add);
+    size_t memory[MEMORY] = {0}; /* one more than the index of a text */
+    for (size_t i = 0; i < count; i++) {
+        const cappy_text text = texts[i];
+        /* Addresses differ least in their lowest bits. */
+        size_t *remembered = &memory[(uintptr_t)text.bytes / 16 % MEMORY];
+        const size_t same = *remembered - 1;
+        *remembered = i + 1;
+        if (same < i && texts[same].bytes == text.bytes && texts[same].length == text.length) {
+            sequences[i] = sequences[same];
+            continue;
+        }
+        sequences[i].ids = ids;
+        const cappy_status status =
+            read_text(lexicon, (const unsigned char *)text.bytes, text.length, true, ids, &sequences[i].length);
+        if (status != CAPPY_OK)
+            return status;
+        ids += sequences[i].length;
     }
+    return CAPPY_OK;
 }
