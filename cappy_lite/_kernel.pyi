@@ -20,9 +20,7 @@ class Lexicon:
 
 class Scoring:
     def __init__(self, watch: Callable[[], None]) -> None: ...
-    def rouge_l_pairs(
-        self, predictions: Sequences, references: Sequences, scores: npt.NDArray[np.float64]
-    ) -> None: ...
+    def rouge_l_pairs(self, predictions: Sequences, references: Sequences, scores: npt.NDArray[np.float64]) -> None: ...
     def rouge_lsum_pairs(
         self,
         predictions: Sequences,

@@ -74,9 +74,7 @@ class Scoring:
     def __init__(self, watch: Callable[[], None]) -> None:
         self._watch = watch
 
-    def rouge_l_pairs(
-        self, predictions: Sequences, references: Sequences, scores: npt.NDArray[np.float64]
-    ) -> None:
+    def rouge_l_pairs(self, predictions: Sequences, references: Sequences, scores: npt.NDArray[np.float64]) -> None:
         """Precision, recall and F-measure of the first pairs into `scores`, as many as it has rows."""
         for index in range(len(scores)):
             self._watch()

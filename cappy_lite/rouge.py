@@ -18,6 +18,7 @@ import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from queue import Empty, SimpleQueue
@@ -37,10 +38,13 @@ FloatArray = npt.NDArray[np.float64]
 # "rouge", "unicode", "char", or a function from a text to its tokens.
 Tokenizer = str | Callable[[str], Iterable[Hashable]]
 
+TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"unicode": unicode_words, "char": characters}
+
 # Texts that a thread takes at a time: few enough for a processor's cache, enough to make little of taking them.
 SHARE = 512
 # Bytes of text whose words are held at a time.
 CHUNK_BYTES = 1 << 20
+ALL_BYTES = 1 << 63
 # Words after which a thread forgets those that it has seen: it keeps memory flat, and costs reading them anew.
 KNOWN_WORDS = 1 << 17
 
@@ -184,11 +188,11 @@ def rouge_l_matrix(
         InputTypeError, InputValueError: as for `rouge_l_pairs`.
     """
     checked = _check_texts("texts", texts)
-    read = _check_tokenizer(stem, tokenizer)
+    new_reader = _check_tokenizer(stem, tokenizer)
     count = len(checked)
     blocks = -(-count // _kernel.MATRIX_ROWS)
     block_step = max(min(_check_threads(threads), blocks), 1)
-    sequences = read(_go_on).read(checked, 0, count, sum(map(len, checked)) * 4 + 1)
+    sequences = new_reader(_go_on).read(checked, 0, count, ALL_BYTES)
     fmeasures = np.empty((count, count))
     first_blocks = iter(range(block_step))
 
@@ -271,40 +275,38 @@ class _Worker:
         if self._reader.size > KNOWN_WORDS:
             self._reader = self._new_reader(self._watch)
 
-    def rouge_l(self, predictions: list[str], references: list[str], scores: FloatArray) -> None:
-        """Scores of as many pairs as there are into `scores`, (n, 3)."""
-        start, count = 0, len(predictions)
-        while start < count:
-            some = self._reader.read(predictions, start, count, CHUNK_BYTES)
+    def rouge_l(self, predictions: list[str], references: list[str], start: int, stop: int, scores: FloatArray) -> None:
+        """Scores of the pairs from start to stop into the same rows of `scores`."""
+        while start < stop:
+            some = self._reader.read(predictions, start, stop, CHUNK_BYTES)
             others = self._reader.read(references, start, start + len(some), CHUNK_BYTES)
-            stop = start + len(others)
-            self._scoring.rouge_l_pairs(some, others, scores[start:stop])
-            start = stop
+            end = start + len(others)
+            self._scoring.rouge_l_pairs(some, others, scores[start:end])
+            start = end
 
-    def rouge_lsum(self, predictions: list[str], references: list[str], scores: FloatArray) -> None:
+    def rouge_lsum(
+        self, predictions: list[str], references: list[str], start: int, stop: int, scores: FloatArray
+    ) -> None:
         """The same for Rouge-Lsum."""
         arguments: list[Any] = []
         for texts in (predictions, references):
-            sentences = [[line for line in text.split("\n") if line] for text in texts]
+            sentences = [[line for line in text.split("\n") if line] for text in texts[start:stop]]
             lines = list(chain.from_iterable(sentences))
-            everything = sum(map(len, lines)) * 4 + 1
-            arguments += [self._reader.read(lines, 0, len(lines), everything), list(map(len, sentences))]
-        self._scoring.rouge_lsum_pairs(*arguments, scores)
+            arguments += [self._reader.read(lines, 0, len(lines), ALL_BYTES), list(map(len, sentences))]
+        self._scoring.rouge_lsum_pairs(*arguments, scores[start:stop])
 
 
 # One of _Worker's two.
-Score = Callable[[_Worker, list[str], list[str], FloatArray], None]
+Score = Callable[[_Worker, list[str], list[str], int, int, FloatArray], None]
 
 
-def _score_one(
-    score: Score, prediction: object, references: object, stem: bool, tokenizer: Tokenizer
-) -> RougeL:
+def _score_one(score: Score, prediction: object, references: object, stem: bool, tokenizer: Tokenizer) -> RougeL:
     if not isinstance(prediction, str):
         raise _not_text("prediction", prediction)
-    group = _check_references("references", references)
+    group = list(_check_references("references", references))
     worker = _Worker(_check_tokenizer(stem, tokenizer), _go_on)
     scores = np.empty((len(group), 3))
-    score(worker, [prediction] * len(group), list(group), scores)
+    score(worker, [prediction] * len(group), group, 0, len(group), scores)
     # max keeps the first of equals.
     return RougeL(*max(scores.tolist(), key=itemgetter(2)))
 
@@ -319,6 +321,7 @@ def _score_pairs(
             f"predictions and references must have the same length: they have {len(texts)} and {len(groups)}"
         )
     new_reader = _check_tokenizer(stem, tokenizer)
+    score_share = score if _kernel.all_texts(groups) else partial(_score_best, score)
     shares: SimpleQueue[int] = SimpleQueue()
     for start in range(0, len(texts), SHARE):
         shares.put(start)
@@ -329,8 +332,7 @@ def _score_pairs(
         for start in _taken(shares):
             watch()
             worker.forget()
-            part = slice(start, start + SHARE)
-            _score_best(score, worker, texts[part], groups[part], scores[part])
+            score_share(worker, texts, groups, start, min(start + SHARE, len(texts)), scores)
 
     _run(score_shares, min(_check_threads(threads), max(shares.qsize(), 1)))
     return scores
@@ -346,22 +348,19 @@ def _taken(shares: SimpleQueue[int]) -> Iterator[int]:
 
 
 def _score_best(
-    score: Score, worker: _Worker, predictions: list[str], groups: list[Any], scores: FloatArray
+    score: Score, worker: _Worker, predictions: list[str], groups: list[Any], start: int, stop: int, scores: FloatArray
 ) -> None:
-    """Scores of each prediction's best reference, the first of equals, into `scores`, (n, 3)."""
-    if _kernel.all_texts(groups):
-        score(worker, predictions, groups, scores)
-        return
-    references = [(group,) if isinstance(group, str) else group for group in groups]
+    """Scores of each prediction's best reference, the first of equals, into the same rows of `scores`."""
+    references = [(group,) if isinstance(group, str) else group for group in groups[start:stop]]
     counts = [len(group) for group in references]
-    repeated = [text for text, count in zip(predictions, counts, strict=True) for _ in range(count)]
+    repeated = [text for text, count in zip(predictions[start:stop], counts, strict=True) for _ in range(count)]
     each = np.empty((len(repeated), 3))
-    score(worker, repeated, list(chain.from_iterable(references)), each)
-    ends = np.cumsum(counts)
-    best = np.maximum.reduceat(each[:, 2], ends - counts)
+    score(worker, repeated, list(chain.from_iterable(references)), 0, len(repeated), each)
+    starts = np.cumsum([0, *counts[:-1]])
+    best = np.maximum.reduceat(each[:, 2], starts)
     places = np.flatnonzero(each[:, 2] == np.repeat(best, counts))
-    # The first place behind the end of the group before.
-    scores[:] = each[places[np.searchsorted(places, ends - counts)]]
+    # The first place from the start of each group on.
+    scores[start:stop] = each[places[np.searchsorted(places, starts)]]
 
 
 def _run(work: Callable[[Watch], None], threads: int) -> None:
@@ -424,7 +423,9 @@ def _check_tokenizer(stem: object, tokenizer: object) -> Callable[[Watch], Any]:
         return lambda watch: _kernel.Lexicon(stem)
     if stem:
         raise InputValueError("stem=True works with tokenizer='rouge' alone: Porter's stemmer knows ASCII words")
-    tokenize = {"unicode": unicode_words, "char": characters}.get(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    tokenize = (
+        {"unicode": unicode_words, "char": characters}.get(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    )
     if not callable(tokenize):
         raise InputValueError(f"tokenizer must be 'rouge', 'unicode', 'char' or a function, not {tokenizer!r}")
     return lambda watch: _TokenReader(tokenize, watch)

@@ -13,18 +13,19 @@ size_t cappy_stem(char *word, size_t length);
 /* rouge.c */
 
 #define CAPPY_WORD_BITS 64
+#define CAPPY_STRIP_WORDS 4
 
 struct cappy_space {
     cappy_watch watch;
     size_t steps;        /* since the watch was asked */
     cappy_status status; /* of the call that goes on */
 
-    cappy_buffer masks; /* uint64_t [id]: its places in the pattern; 0 for an id that the pattern hasn't */
     cappy_sequence pattern;
+    cappy_buffer masks; /* uint64_t [id]: its places in the pattern, or its number; 0 if the pattern hasn't it */
+    cappy_buffer strip; /* uint64_t [number][CAPPY_STRIP_WORDS]: places in a pattern or strip of several words */
 
-    /* For two sequences that are longer than CAPPY_WORD_BITS. */
-    cappy_buffer common[2]; /* cappy_id: what each has in common with the other, numbered from 1 */
-    cappy_buffer strip;     /* uint64_t [number][words]: places in a strip of the pattern; 0 between pairs */
+    /* For two sequences that are both longer than a strip. */
+    cappy_buffer common[2]; /* cappy_id: numbers of what each has in common with the other */
     cappy_buffer carries;   /* unsigned char */
 
     cappy_buffer lanes; /* cappy_lanes [id], for a matrix: as `masks`, for several patterns; 0 between blocks of rows */
@@ -35,6 +36,12 @@ struct cappy_space {
     cappy_buffer counts[2]; /* size_t [id]: how often a summary has it; 0 between pairs */
 };
 
+/* cappy_buffer_reserve for a buffer of the space's; without memory, the space's status says so. */
+bool cappy_reserve(cappy_space *space, cappy_buffer *buffer, size_t count, size_t element_size);
+
+/* Begins a call: room for ids less than `bound` and for patterns of CAPPY_STRIP_WORDS. */
+bool cappy_begin(cappy_space *space, cappy_id bound);
+
 /* Counts steps of work, asks the watch when there were many, and says whether to go on. */
 bool cappy_goes_on(cappy_space *space, size_t steps);
 
@@ -43,7 +50,7 @@ void cappy_score(size_t common, size_t prediction_length, size_t reference_lengt
 
 /* lcs.c */
 
-/* Makes `pattern`, CAPPY_WORD_BITS long at most, the one whose places the space's masks have. */
+/* Makes `pattern`, CAPPY_STRIP_WORDS * CAPPY_WORD_BITS long at most, the one whose places the space has. */
 void cappy_lay(cappy_space *space, cappy_sequence pattern);
 
 /* Length of the longest common subsequence; meaningless if the space's status is no longer CAPPY_OK. */

@@ -26,6 +26,21 @@ void cappy_space_free(cappy_space *space)
     free(space);
 }
 
+bool cappy_reserve(cappy_space *space, cappy_buffer *buffer, size_t count, size_t element_size)
+{
+    if (!cappy_buffer_reserve(buffer, count, element_size))
+        space->status = CAPPY_NO_MEMORY;
+    return space->status == CAPPY_OK;
+}
+
+bool cappy_begin(cappy_space *space, cappy_id bound)
+{
+    space->status = CAPPY_OK;
+    return cappy_reserve(space, &space->masks, bound, sizeof(uint64_t)) &&
+           cappy_reserve(space, &space->strip, CAPPY_STRIP_WORDS * CAPPY_WORD_BITS + 1,
+                         CAPPY_STRIP_WORDS * sizeof(uint64_t));
+}
+
 bool cappy_goes_on(cappy_space *space, size_t steps)
 {
     space->steps += steps;
@@ -53,9 +68,8 @@ void cappy_score(size_t common, size_t prediction_length, size_t reference_lengt
 cappy_status cappy_rouge_l_pairs(cappy_space *space, const cappy_sequence *predictions,
                                  const cappy_sequence *references, size_t count, cappy_id bound, double *scores)
 {
-    if (!cappy_buffer_reserve(&space->masks, bound, sizeof(uint64_t)))
-        return CAPPY_NO_MEMORY;
-    space->status = CAPPY_OK;
+    if (!cappy_begin(space, bound))
+        return space->status;
     for (size_t i = 0; i < count && cappy_goes_on(space, predictions[i].length + references[i].length); i++) {
         const size_t lcs = cappy_lcs(space, predictions[i], references[i]);
         cappy_score(lcs, predictions[i].length, references[i].length, scores + 3 * i);
@@ -64,41 +78,53 @@ cappy_status cappy_rouge_l_pairs(cappy_space *space, const cappy_sequence *predi
     return space->status;
 }
 
-/* A block of rows of the matrix, from the diagonal on. */
-static void score_rows(cappy_space *space, const cappy_sequence *sequences, size_t count, size_t first_row,
-                       double *fmeasures)
+/* The F-measure, which is the same whichever text is called the reference, in both of its cells. */
+static void score_cells(const cappy_sequence *sequences, size_t count, size_t row, size_t column, size_t lcs,
+                        double *fmeasures)
 {
-    const cappy_sequence *rows = sequences + first_row;
-    const size_t row_count = count - first_row < CAPPY_MATRIX_ROWS ? count - first_row : CAPPY_MATRIX_ROWS;
-    cappy_lanes_lay(space->lanes.bytes, rows, row_count);
-    for (size_t column = first_row; column < count; column++) {
-        const cappy_sequence text = sequences[column];
+    double scores[3];
+    cappy_score(lcs, sequences[row].length, sequences[column].length, scores);
+    fmeasures[row * count + column] = fmeasures[column * count + row] = scores[2];
+}
+
+/* A block of rows of the matrix, from the diagonal on. */
+static void score_rows(cappy_space *space, const cappy_sequence *sequences, size_t count, size_t first, double *fmeasures)
+{
+    const size_t end = count - first < CAPPY_MATRIX_ROWS ? count : first + CAPPY_MATRIX_ROWS;
+    cappy_lanes_lay(space->lanes.bytes, sequences + first, end - first);
+    for (size_t column = first; column < count; column++) {
         size_t lengths[CAPPY_MATRIX_ROWS];
-        if (!cappy_goes_on(space, CAPPY_MATRIX_ROWS * (text.length + 1)))
+        if (!cappy_goes_on(space, sequences[column].length + CAPPY_MATRIX_ROWS))
             break;
-        cappy_lanes_lcs(space->lanes.bytes, text, lengths);
-        for (size_t k = 0; k < row_count; k++) {
-            double scores[3];
-            if (rows[k].length > CAPPY_WORD_BITS)
-                lengths[k] = cappy_lcs(space, rows[k], text);
-            /* The F-measure is the same whichever text is called the reference. */
-            cappy_score(lengths[k], rows[k].length, text.length, scores);
-            fmeasures[(first_row + k) * count + column] = fmeasures[column * count + first_row + k] = scores[2];
-        }
+        cappy_lanes_lcs(space->lanes.bytes, sequences[column], lengths);
+        for (size_t row = first; row < end; row++)
+            score_cells(sequences, count, row, column, lengths[row - first], fmeasures);
     }
-    cappy_lanes_lift(space->lanes.bytes, rows, row_count);
+    cappy_lanes_lift(space->lanes.bytes, sequences + first, end - first);
+}
+
+/* A row of the matrix, from the diagonal on. */
+static void score_row(cappy_space *space, const cappy_sequence *sequences, size_t count, size_t row, double *fmeasures)
+{
+    for (size_t column = row; column < count; column++) {
+        if (!cappy_goes_on(space, sequences[row].length + sequences[column].length))
+            break;
+        const size_t lcs = cappy_lcs(space, sequences[column], sequences[row]);
+        score_cells(sequences, count, row, column, lcs, fmeasures);
+    }
 }
 
 cappy_status cappy_rouge_l_matrix(cappy_space *space, const cappy_sequence *sequences, size_t count,
                                   size_t first_block, size_t block_step, cappy_id bound, double *fmeasures)
 {
-    if (!cappy_buffer_reserve(&space->masks, bound, sizeof(uint64_t)) ||
-        !cappy_buffer_reserve(&space->lanes, bound, sizeof(cappy_lanes)))
-        return CAPPY_NO_MEMORY;
-    space->status = CAPPY_OK;
-    for (size_t block = first_block; block * CAPPY_MATRIX_ROWS < count && cappy_goes_on(space, 0);
-         block += block_step)
-        score_rows(space, sequences, count, block * CAPPY_MATRIX_ROWS, fmeasures);
+    if (!cappy_begin(space, bound) || !cappy_reserve(space, &space->lanes, bound, sizeof(cappy_lanes)))
+        return space->status;
+    for (size_t first = first_block * CAPPY_MATRIX_ROWS; first < count; first += block_step * CAPPY_MATRIX_ROWS) {
+        score_rows(space, sequences, count, first, fmeasures);
+        for (size_t row = first; row < count && row < first + CAPPY_MATRIX_ROWS; row++)
+            if (sequences[row].length > CAPPY_WORD_BITS)
+                score_row(space, sequences, count, row, fmeasures);
+    }
     cappy_lay(space, (cappy_sequence){0});
     return space->status;
 }

@@ -44,7 +44,6 @@ static void fill(cappy_space *space, table of, cappy_sequence prediction, cappy_
 {
     uint64_t *numbers = space->masks.bytes, *places = space->strip.bytes;
     uint64_t last = 0;
-    cappy_lay(space, (cappy_sequence){0});
     for (size_t i = 0; i < prediction.length; i++) {
         uint64_t *number = &numbers[prediction.ids[i]];
         if (*number == 0)
@@ -90,11 +89,9 @@ static void add_subsequence(cappy_space *space, cappy_sequence prediction, cappy
     }
     if (!cappy_goes_on(space, (reference.length + 1) * words))
         return;
-    if (!cappy_buffer_reserve(&space->rows, (reference.length + 1) * words, sizeof(uint64_t)) ||
-        !cappy_buffer_reserve(&space->strip, (prediction.length + 1) * words, sizeof(uint64_t))) {
-        space->status = CAPPY_NO_MEMORY;
+    if (!cappy_reserve(space, &space->rows, (reference.length + 1) * words, sizeof(uint64_t)) ||
+        !cappy_reserve(space, &space->strip, (prediction.length + 1) * words, sizeof(uint64_t)))
         return;
-    }
     const table of = {space->rows.bytes, words};
     fill(space, of, prediction, reference);
     walk_back(of, prediction, reference, space->hits.bytes);
@@ -141,10 +138,8 @@ static void score_summary(cappy_space *space, cappy_summary prediction, cappy_su
     for (size_t r = 0; r < reference.count; r++)
         if (reference.sentences[r].length > longest)
             longest = reference.sentences[r].length;
-    if (!cappy_buffer_reserve(&space->hits, longest, sizeof(bool))) {
-        space->status = CAPPY_NO_MEMORY;
+    if (!cappy_reserve(space, &space->hits, longest, sizeof(bool)))
         return;
-    }
     const size_t prediction_length = count_words(prediction, space->counts[0].bytes, false);
     const size_t reference_length = count_words(reference, space->counts[1].bytes, false);
     const size_t common = count_hits(space, prediction, reference);
@@ -156,11 +151,9 @@ static void score_summary(cappy_space *space, cappy_summary prediction, cappy_su
 cappy_status cappy_rouge_lsum_pairs(cappy_space *space, const cappy_summary *predictions,
                                     const cappy_summary *references, size_t count, cappy_id bound, double *scores)
 {
-    if (!cappy_buffer_reserve(&space->masks, bound, sizeof(uint64_t)) ||
-        !cappy_buffer_reserve(&space->counts[0], bound, sizeof(size_t)) ||
-        !cappy_buffer_reserve(&space->counts[1], bound, sizeof(size_t)))
-        return CAPPY_NO_MEMORY;
-    space->status = CAPPY_OK;
+    if (!cappy_begin(space, bound) || !cappy_reserve(space, &space->counts[0], bound, sizeof(size_t)) ||
+        !cappy_reserve(space, &space->counts[1], bound, sizeof(size_t)))
+        return space->status;
     for (size_t i = 0; i < count && cappy_goes_on(space, 0); i++)
         score_summary(space, predictions[i], references[i], scores + 3 * i);
     return space->status;
