@@ -93,9 +93,11 @@ static cappy_id intern_word(cappy_lexicon *lexicon, const unsigned char *letters
         return intern(lexicon, cappy_key_of(letters, length));
     cappy_id id = intern(lexicon, cappy_key_of(letters, CAPPY_KEY_BYTES));
     for (size_t at = CAPPY_KEY_BYTES; at < length; at += LINK_BYTES) {
-        const size_t rest = length - at;
-        const uint64_t link = cappy_key_of(letters + at, rest < LINK_BYTES ? rest : LINK_BYTES).low;
-        id = intern(lexicon, (cappy_key){link, LINK | id});
+        const size_t rest = length - at, size = rest < LINK_BYTES ? rest : LINK_BYTES;
+        /* A copy, since nothing may follow a word that is read where its text has it. */
+        unsigned char link[CAPPY_KEY_BYTES] = {0};
+        memcpy(link, letters + at, size);
+        id = intern(lexicon, (cappy_key){cappy_key_of(link, size).low, LINK | id});
     }
     return id;
 }

@@ -40,7 +40,7 @@ struct cappy_lexicon {
 cappy_status cappy_lexicon_reserve(cappy_lexicon *lexicon, size_t words, size_t letters);
 
 /* The id of a word that the table doesn't have as it is written, or that is longer than a key; 0 if there is no
- * memory. Reads CAPPY_KEY_BYTES more than the word. */
+ * memory. Reads CAPPY_KEY_BYTES, or the word if it is longer. */
 cappy_id cappy_lexicon_add(cappy_lexicon *lexicon, const unsigned char *letters, size_t length);
 
 /* At most CAPPY_KEY_BYTES letters and digits in lower case, and zeros. Reads CAPPY_KEY_BYTES. */
