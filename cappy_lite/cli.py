@@ -7,29 +7,36 @@ other Unix tools 130 after Ctrl-C and 141 when the reader of the output has gone
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import stat
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from cappy_lite import Scorer, rouge_l
+from cappy_lite import Scorer
 from cappy_lite.errors import CappyError, TruncationWarning
 from cappy_lite.models import model_folder, read_config, shipped_models
+from cappy_lite.rouge import RougeL, rouge_l, rouge_l_pairs, rouge_lsum, rouge_lsum_pairs
 from cappy_lite.scorer import DEFAULT_MODEL, FloatArray
 from cappy_lite.selection import rank
 
 # Candidates that are scored between two steps of the progress bar.
 CHUNK = 256
+# Bytes of short records that are read, scored and written together.
+BATCH_BYTES = 1 << 18
 
 Record = dict[str, Any]
+# Of stdin, with their numbers, counted from 1.
+Lines = list[tuple[int, bytes]]
+Compute = Callable[[list[Record]], Iterable[object]]
 
 
 class _BadInput(Exception):
@@ -68,7 +75,7 @@ def _rerank(arguments: argparse.Namespace) -> None:
     texts = _texts(arguments)
     scorer = Scorer(arguments.model, threads=arguments.threads)
     if texts is None:
-        _each_record("ranked", ranked)
+        _each_record("ranked", lambda records: map(ranked, records), _lines())
         return
     instruction, candidates = texts
     scores = [score for chunk in _chunks_of_scores(scorer, instruction, candidates) for score in chunk]
@@ -83,7 +90,7 @@ def _score(arguments: argparse.Namespace) -> None:
     texts = _texts(arguments)
     scorer = Scorer(arguments.model, threads=arguments.threads)
     if texts is None:
-        _each_record("scores", scores)
+        _each_record("scores", lambda records: map(scores, records), _lines())
         return
     instruction, candidates = texts
     remaining = iter(candidates)
@@ -93,21 +100,29 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _rouge(arguments: argparse.Namespace) -> None:
-    def rouge(record: Record) -> dict[str, float]:
-        for key in ("prediction", "references"):
-            if key not in record:
-                raise _BadInput(f"has no {key!r}")
-        return rouge_l(record["prediction"], record["references"], stem=arguments.stem)._asdict()
+    options = {"stem": arguments.stem, "tokenizer": arguments.tokenizer}
+    if arguments.type == "rougeLsum":
+        key, score, score_pairs = "rouge_lsum", rouge_lsum, rouge_lsum_pairs
+    else:
+        key, score, score_pairs = "rouge_l", rouge_l, rouge_l_pairs
 
+    def rouge(records: list[Record]) -> list[dict[str, float]]:
+        predictions, references = _values("prediction", records), _values("references", records)
+        if len(records) == 1:  # so that errors name the record's values, and not their places in a batch
+            return [score(predictions[0], references[0], **options)._asdict()]
+        return [RougeL(*row)._asdict() for row in score_pairs(predictions, references, **options).tolist()]
+
+    if arguments.stem and arguments.tokenizer != "rouge":
+        arguments.parser.error("--stem works with --tokenizer rouge alone")
     if arguments.jsonl:
         if arguments.texts:
             arguments.parser.error("--jsonl reads its texts from stdin: give no others")
-        _each_record("rouge_l", rouge)
+        _each_record(key, rouge, _batches_of_lines())
         return
     if len(arguments.texts) < 2:
         arguments.parser.error("give a prediction and at least one reference, or --jsonl")
     prediction, *references = arguments.texts
-    for name, value in rouge({"prediction": prediction, "references": references}).items():
+    for name, value in score(prediction, references, **options)._asdict().items():
         sys.stdout.write(f"{name}\t{value:.4f}\n")
 
 
@@ -130,44 +145,84 @@ def _texts(arguments: argparse.Namespace) -> tuple[str, list[str]] | None:
         return None
     candidates = list(arguments.texts)
     if arguments.instruction_file:
-        instruction = _decoded(arguments.instruction_file.read_bytes(), str(arguments.instruction_file)).rstrip("\r\n")
+        with _named(str(arguments.instruction_file)):
+            instruction = _decoded(arguments.instruction_file.read_bytes())
     elif candidates:
         instruction = candidates.pop(0)
     else:
         arguments.parser.error("give an instruction, --instruction-file or --jsonl")
-    return instruction, candidates or [line for _, line in _stdin_lines() if line.strip()]
+    return instruction, candidates or list(_candidate_lines())
 
 
-def _stdin_lines() -> Iterator[tuple[int, str]]:
-    """Lines of stdin without their ends, counted from 1."""
+def _candidate_lines() -> Iterator[str]:
     for number, line in enumerate(sys.stdin.buffer, 1):
-        yield number, _decoded(line, f"line {number}").rstrip("\r\n")
+        with _named(f"line {number}"):
+            candidate = _decoded(line)
+        if candidate.strip():
+            yield candidate
 
 
-def _decoded(data: bytes, place: str) -> str:
+def _decoded(data: bytes) -> str:
+    """Text of a line or a file, without its end, and without the mark that some editors put first."""
     try:
-        return data.decode("utf-8-sig")  # without the mark that some editors put first
+        return data.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise _BadInput(f"{place}: not UTF-8 at byte {error.start + 1}: convert it first") from None
+        raise _BadInput(f"not UTF-8 at byte {error.start + 1}: convert it first") from None
 
 
-def _each_record(key: str, compute: Callable[[Record], object]) -> None:
-    """Copies JSON objects from the lines of stdin to stdout, each as soon as it has its result under `key`."""
+def _lines() -> Iterator[Lines]:
+    """Each line of stdin, on its own."""
+    for numbered in enumerate(sys.stdin.buffer, 1):
+        yield [numbered]
+
+
+def _batches_of_lines() -> Iterator[Lines]:
+    """The lines of stdin, together as many as have arrived and a batch may have."""
+    stdin = cast(io.BufferedReader, sys.stdin.buffer)
+    number = 1
+    begun: list[bytes] = []  # of a line that has not ended
+    while data := stdin.read1(BATCH_BYTES):
+        ended, newline, rest = data.rpartition(b"\n")
+        if newline:
+            lines = io.BytesIO(b"".join([*begun, ended, newline])).readlines()
+            yield list(enumerate(lines, number))
+            number, begun = number + len(lines), []
+        begun.append(rest)
+    if last := b"".join(begun):
+        yield [(number, last)]
+
+
+def _each_record(key: str, compute: Compute, batches: Iterator[Lines]) -> None:
+    """Copies JSON objects from stdin to stdout, each batch as soon as its records have their results under `key`."""
     with _Progress(_stdin_size()) as progress:
-        for number, line in _stdin_lines():
-            if line.strip():
-                with _named(f"line {number}"):
-                    record = _record(line)
-                    record[key] = compute(record)
+        for lines in batches:
+            for records in _completed(key, compute, lines):
                 progress.clear()
-                sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+                sys.stdout.writelines(_ENCODER.encode(record) + "\n" for record in records)
                 sys.stdout.flush()
-            progress.add(len(line.encode()) + 1)
+            progress.add(sum(len(line) for _, line in lines))
 
 
-def _record(line: str) -> Record:
+def _completed(key: str, compute: Compute, lines: Lines) -> Iterator[list[Record]]:
+    """The records of the lines, together; or, where one is bad, one by one up to that, which is named."""
     try:
-        record = json.loads(line, parse_constant=_no_constant)
+        with _named(f"line {lines[0][0]}"):
+            texts = [_decoded(line) for _, line in lines]
+            records = [_record(text) for text in texts if text.strip()]
+            for record, result in zip(records, compute(records), strict=True):
+                record[key] = result
+    except _BadInput:
+        if len(lines) == 1:
+            raise
+        for line in lines:
+            yield from _completed(key, compute, [line])
+    else:
+        yield records
+
+
+def _record(text: str) -> Record:
+    try:
+        record = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise _BadInput(f"not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
@@ -180,6 +235,10 @@ def _record(line: str) -> Record:
 def _no_constant(name: str) -> None:
     """Python reads NaN and infinities where JSON has none; what is written must be JSON again."""
     raise ValueError(f"{name} is no JSON value")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def _instruction(record: Record) -> str:
@@ -200,6 +259,13 @@ def _candidates(record: Record) -> list[str]:
             raise _BadInput(f"candidates[{index}] must be a string, or an object with a string 'text'")
         texts.append(text)
     return texts
+
+
+def _values(name: str, records: list[Record]) -> list[Any]:
+    for record in records:
+        if name not in record:
+            raise _BadInput(f"has no {name!r}")
+    return [record[name] for record in records]
 
 
 def _chunks_of_scores(scorer: Scorer, instruction: str, candidates: list[str]) -> Iterator[FloatArray]:
@@ -305,12 +371,25 @@ def _parser() -> argparse.ArgumentParser:
         scoring.add_argument("--threads", type=_count, metavar="N", help="threads to compute on (default: all)")
     rouge = _command(commands, "rouge", _rouge, "Rouge-L of a prediction against its best reference", ROUGE_EXAMPLES)
     rouge.add_argument("texts", nargs="*", metavar="TEXT", help="the prediction, then one or more references")
+    rouge.add_argument(
+        "--type",
+        choices=["rougeL", "rougeLsum"],
+        default="rougeL",
+        help="rougeLsum is for summaries, each of whose lines is a sentence (default: %(default)s)",
+    )
     rouge.add_argument("--stem", action="store_true", help="compare words by their Porter stems")
+    rouge.add_argument(
+        "--tokenizer",
+        choices=["rouge", "unicode", "char"],
+        default="rouge",
+        help="what is compared: runs of ASCII letters and digits, as in the rouge-score package; words of any script; "
+        "or characters, for Chinese, Japanese and Thai (default: %(default)s)",
+    )
     rouge.add_argument(
         "--jsonl",
         action="store_true",
         help="read JSON Lines on stdin, each an object with prediction and references (a string or a list of them); "
-        "write each with rouge_l added",
+        "write each with rouge_l or rouge_lsum added",
     )
     _command(commands, "models", _models, "list the models that are installed", MODELS_EXAMPLES)
     return parser

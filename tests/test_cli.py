@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 import cappy_lite
 from cappy_lite.cli import main
+from cappy_lite.rouge import RougeL, rouge_l, rouge_lsum
 
 # Ctrl-C, as in a terminal: a test run in the background may hand down that it be ignored.
 PROGRAM = """
@@ -171,15 +173,75 @@ def test_rouge_arguments(run: Callable[..., Done]) -> None:
     assert done == Done(0, "precision\t0.6667\nrecall\t1.0000\nfmeasure\t0.8000\n", "")
 
 
-def test_rouge_json_lines(run: Callable[..., Done]) -> None:
-    records = [
-        {"prediction": "the cat sat", "references": ["a dog", "the cat"], "id": 1},
-        {"prediction": "the cat sat", "references": "a dog sat"},
+@pytest.mark.parametrize(
+    ("options", "fmeasure"),
+    [
+        ([], "0.3333"),  # "the" is common
+        (["--type", "rougeL", "--tokenizer", "rouge"], "0.3333"),
+        (["--stem"], "0.6667"),  # and "dog"
+        (["--type", "rougeLsum"], "0.6667"),  # "the", and "sat" of another line
+        (["--type", "rougeLsum", "--stem"], "1.0000"),
+        (["--tokenizer", "unicode"], "0.5000"),  # "\u0447\u0430\u0439" and "the", of four words each
+        (["--tokenizer", "char"], "0.7200"),  # nine characters of 13 and of 12
+    ],
+)
+def test_rouge_options(run: Callable[..., Done], options: list[str], fmeasure: str) -> None:
+    done = run("rouge", "\u0447\u0430\u0439\nthe dogs\nsat", "sat \u0447\u0430\u0439\nthe dog", *options)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[2] == f"fmeasure\t{fmeasure}"
+
+
+def rouge_records(count: int) -> list[dict[str, object]]:
+    """Records that need no escapes in JSON, with one or more references."""
+    return [
+        {
+            "id": index,
+            "prediction": f"the cat {index} sat\non mat {index % 7}",
+            "references": ["a dog", f"cats {index}"],
+        }
+        if index % 3
+        else {"prediction": f"the cat {index}", "references": f"{index} \u00e9t\u00e9s\non a mat", "id": index}
+        for index in range(count)
     ]
-    done = run("rouge", "--jsonl", stdin="\n".join(map(json.dumps, records)))
-    expected = [cappy_lite.rouge_l("the cat sat", record["references"])._asdict() for record in records]
-    written = [json.loads(line) for line in done.out.splitlines()]
-    assert written == [record | {"rouge_l": value} for record, value in zip(records, expected, strict=True)]
+
+
+def completed(records: list[dict[str, object]], key: str, compute: Callable[..., RougeL]) -> list[dict[str, object]]:
+    return [record | {key: compute(record["prediction"], record["references"])._asdict()} for record in records]
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "compute"),
+    [
+        ([], "rouge_l", rouge_l),
+        (["--stem"], "rouge_l", partial(rouge_l, stem=True)),
+        (["--tokenizer", "char"], "rouge_l", partial(rouge_l, tokenizer="char")),
+        (["--type", "rougeLsum", "--tokenizer", "unicode"], "rouge_lsum", partial(rouge_lsum, tokenizer="unicode")),
+    ],
+)
+def test_rouge_json_lines(
+    run: Callable[..., Done], options: list[str], key: str, compute: Callable[..., RougeL]
+) -> None:
+    records = rouge_records(20)
+    done = run("rouge", "--jsonl", *options, stdin="\n".join(map(json.dumps, records)))
+    assert (done.code, done.err) == (0, "")
+    assert [json.loads(line) for line in done.out.splitlines()] == completed(records, key, compute)
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 100, 1000, 1 << 18])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n \r\n\u3000\n"])
+def test_any_batches_of_lines_give_the_same(
+    run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, batch_bytes: int, end: str
+) -> None:
+    monkeypatch.setattr("cappy_lite.cli.BATCH_BYTES", batch_bytes)
+    records = rouge_records(30)
+    records[7]["prediction"] = "the cat " * 1000
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    expected = "".join(
+        json.dumps(record, ensure_ascii=False) + "\n" for record in completed(records, "rouge_l", rouge_l)
+    )
+    assert run("rouge", "--jsonl", stdin=end.join(lines)) == Done(0, expected, "")
+    assert run("rouge", "--jsonl", stdin=end.join(["\ufeff" + lines[0], *lines[1:], ""])) == Done(0, expected, "")
+    assert run("rouge", "--jsonl") == Done(0, "", "")
 
 
 def test_models_lists_what_is_shipped(
@@ -228,21 +290,29 @@ def test_a_bad_line_is_named(run: Callable[..., Done], tiny_model: Path, line: s
         assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("batch_bytes", [1, 1 << 18])
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prediction": "a"}', "has no 'references'"),
-        ('{"references": "a"}', "has no 'prediction'"),
-        ('{"prediction": 3, "references": "a"}', "prediction"),
-        ('{"prediction": "a", "references": [3]}', "references"),
-        ('{"prediction": "a", "references": []}', "references"),
+        (b"nonsense", "not JSON: Expecting value at column 1"),
+        (b'"\xff"', "not UTF-8 at byte 2: convert it first"),
+        (b'{"prediction": "a"}', "has no 'references'"),
+        (b'{"references": "a"}', "has no 'prediction'"),
+        (b'{"prediction": 3, "references": "a"}', "prediction must be a str, not int"),
+        (b'{"prediction": "a", "references": null}', "references must be a list of str, not NoneType"),
+        (b'{"prediction": "a", "references": ["b", 3]}', "references[1] must be a str, not int"),
+        (b'{"prediction": "a", "references": []}', "references is empty: give at least one reference"),
     ],
 )
-def test_a_bad_line_for_rouge_is_named(run: Callable[..., Done], line: str, message: str) -> None:
-    done = run("rouge", "--jsonl", stdin=f"\n{line}\n")
-    assert (done.code, done.out) == (1, "")
-    assert done.err.startswith(f"cappy-lite: error: line 2: {message}")
-    assert done.err.count("\n") == 1
+def test_a_bad_line_for_rouge_is_named(
+    run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, batch_bytes: int, line: bytes, message: str
+) -> None:
+    monkeypatch.setattr("cappy_lite.cli.BATCH_BYTES", batch_bytes)
+    good = b'{"prediction": "a", "references": "a"}'
+    done = run("rouge", "--jsonl", stdin=b"\n".join([good, b"", good, line, good, b""]))
+    assert done.code == 1
+    assert [json.loads(text)["rouge_l"]["fmeasure"] for text in done.out.splitlines()] == [1.0, 1.0]
+    assert done.err == f"cappy-lite: error: line 4: {message}\n"
 
 
 def test_bytes_that_are_no_text_are_named(run: Callable[..., Done], tiny_model: Path, tmp_path: Path) -> None:
@@ -277,6 +347,10 @@ def test_a_missing_file_or_model_is_named(run: Callable[..., Done], tiny_model: 
         (["rerank", "--instruction-file", "x", "--jsonl"], "--jsonl reads its texts from stdin: give no others"),
         (["rouge", "a"], "give a prediction and at least one reference, or --jsonl"),
         (["rouge", "a", "b", "--jsonl"], "--jsonl reads its texts from stdin: give no others"),
+        (["rouge", "a", "b", "--stem", "--tokenizer", "char"], "--stem works with --tokenizer rouge alone"),
+        (["rouge", "--jsonl", "--stem", "--tokenizer", "unicode"], "--stem works with --tokenizer rouge alone"),
+        (["rouge", "a", "b", "--tokenizer", "word"], "argument --tokenizer: invalid choice: 'word'"),
+        (["rouge", "a", "b", "--type", "rouge1"], "argument --type: invalid choice: 'rouge1'"),
     ],
 )
 def test_wrong_usage(run: Callable[..., Done], arguments: list[str], message: str) -> None:
@@ -300,9 +374,12 @@ def test_a_person_sees_progress(run: Callable[..., Done], tiny_model: Path, monk
     seconds = count()
     monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))
     line = json.dumps({"instruction": "a", "candidates": ["b"]}) + "\n"
+    pair = json.dumps({"prediction": "a", "references": "b"}) + "\n"
+    monkeypatch.setattr("cappy_lite.cli.BATCH_BYTES", len(pair))
     long = [
         (["score", "--jsonl", "--model", tiny_model], line * 4),
         (["score", "a", "--model", tiny_model], "\n".join(f"the {number}" for number in range(1024))),
+        (["rouge", "--jsonl"], pair * 4),
     ]
     quiet = [run(*arguments, stdin=stdin) for arguments, stdin in long]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -326,11 +403,11 @@ def rouge() -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def exchange(process: subprocess.Popen[str]) -> str:
-    """Writes one record and returns what is written for it, while stdin stays open."""
+def exchange(process: subprocess.Popen[str], written: str = '{"prediction": "a b", "references": "a b"}\n') -> str:
+    """Writes one record, if not told otherwise, and returns the next line that is read, while stdin stays open."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write('{"prediction": "a b", "references": "a b"}\n')
+    process.stdin.write(written)
     assert select.select([process.stdout], [], [], 60)[0], "nothing was written in a minute"
     return process.stdout.readline()
 
@@ -340,6 +417,13 @@ def test_each_record_is_written_as_it_is_done(rouge: subprocess.Popen[str]) -> N
         assert json.loads(exchange(rouge))["rouge_l"]["fmeasure"] == 1.0
     _, err = rouge.communicate(timeout=60)
     assert (rouge.returncode, err) == (0, "")
+
+
+def test_half_a_line_holds_up_nothing(rouge: subprocess.Popen[str]) -> None:
+    first = exchange(rouge, '{"prediction": "a b", "references": "b"}\n{"predic')
+    assert json.loads(first)["rouge_l"]["precision"] == 0.5
+    second = exchange(rouge, 'tion": "a b c d", "references": "b"}\n')
+    assert json.loads(second)["rouge_l"]["precision"] == 0.25
 
 
 def test_a_closed_pipe_ends_it_quietly(rouge: subprocess.Popen[str]) -> None:
