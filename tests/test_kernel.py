@@ -1,27 +1,35 @@
-"""C kernel == its Python specification == the rouge-score package, to the last bit."""
+"""C kernel == its Python specification == three independent sources, to the last bit.
+
+The sources: the rouge-score package, rapidfuzz's LCSseq, and the textbook's table. The C kernel has to pass the same
+however it is compiled: see `.ci/run`.
+"""
 
 from __future__ import annotations
 
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
+from rapidfuzz.distance import LCSseq
 from rouge_score.rouge_scorer import RougeScorer
 
 from cappy_lite import _kernel, _kernel_py
 from cappy_lite.errors import InputValueError
 
 KERNELS = [pytest.param(_kernel, id="c"), pytest.param(_kernel_py, id="python")]
-# Where a machine word ends, or two do, and where a pattern has many.
-LENGTHS = (0, 1, 2, 63, 64, 65, 127, 128, 129, 191, 192, 193, 512)
+# Where a machine word ends, or several do, a strip of them, or a power of two.
+LENGTHS = (0, 1, 2, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 256, 257, 320, 512, 513)
+# Letters of a word where a key of the lexicon ends, or a link of its chains.
+LETTERS = (1, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 40)
 
 SUFFIXES = sorted(
     {
@@ -33,31 +41,91 @@ SUFFIXES = sorted(
 )
 
 
-def score_pairs(
-    kernel: ModuleType, predictions: Sequence[str], references: Sequence[tuple[str, ...]], stem: bool
-) -> np.ndarray:
+def go_on() -> None:
+    """A watch that never ends a call."""
+
+
+def read(lexicon: Any, texts: Sequence[str]) -> Any:
+    """All texts at once."""
+    return lexicon.read(list(texts), 0, len(texts), sys.maxsize)
+
+
+def score_sequences(kernel: ModuleType, predictions: Any, references: Any) -> np.ndarray:
     scores = np.full((len(predictions), 3), np.nan)
-    kernel.rouge_l_pairs(list(predictions), list(references), stem, scores)
+    kernel.Scoring(go_on).rouge_l_pairs(predictions, references, scores)
     return scores
 
 
-def score_matrix(kernel: ModuleType, texts: Sequence[str], stem: bool, row_step: int = 1) -> np.ndarray:
+def score_pairs(
+    kernel: ModuleType, predictions: Sequence[str], references: Sequence[str], stem: bool = False
+) -> np.ndarray:
+    lexicon = kernel.Lexicon(stem)
+    return score_sequences(kernel, read(lexicon, predictions), read(lexicon, references))
+
+
+def score_summaries(
+    kernel: ModuleType, predictions: Sequence[str], references: Sequence[str], stem: bool = False
+) -> np.ndarray:
+    lexicon = kernel.Lexicon(stem)
+    arguments: list[Any] = []
+    for texts in (predictions, references):
+        lines = [[line for line in text.split("\n") if line] for text in texts]
+        arguments += [read(lexicon, [line for text in lines for line in text]), [len(text) for text in lines]]
+    scores = np.full((len(predictions), 3), np.nan)
+    kernel.Scoring(go_on).rouge_lsum_pairs(*arguments, scores)
+    return scores
+
+
+def score_matrix(kernel: ModuleType, texts: Sequence[str], stem: bool = False, block_step: int = 1) -> np.ndarray:
+    sequences = read(kernel.Lexicon(stem), texts)
     fmeasures = np.full((len(texts), len(texts)), np.nan)
-    for first_row in range(row_step):
-        kernel.rouge_l_matrix(list(texts), first_row, row_step, stem, fmeasures)
+    for first_block in range(block_step):
+        kernel.Scoring(go_on).rouge_l_matrix(sequences, first_block, block_step, fmeasures)
     return fmeasures
 
 
-def oracle(predictions: Sequence[str], references: Sequence[tuple[str, ...]], stem: bool) -> np.ndarray:
-    scorer = RougeScorer(["rougeL"], use_stemmer=stem)
-    rows = [scorer.score_multi(group, text)["rougeL"] for text, group in zip(predictions, references, strict=True)]
+def lcs_lengths(kernel: ModuleType, predictions: list[list[int]], references: list[list[int]]) -> list[int]:
+    scores = score_sequences(kernel, kernel.sequences(predictions), kernel.sequences(references))
+    lengths = [precision * len(ids) for precision, ids in zip(scores[:, 0], predictions, strict=True)]
+    np.testing.assert_allclose(lengths, np.round(lengths), rtol=1e-12)
+    return [round(length) for length in lengths]
+
+
+def textbook_lcs_length(one: Sequence[int], other: Sequence[int]) -> int:
+    above = [0] * (len(other) + 1)
+    for left in one:
+        row = [0]
+        for column, right in enumerate(other):
+            row.append(above[column] + 1 if left == right else max(above[column + 1], row[column]))
+        above = row
+    return above[-1]
+
+
+def oracle(rouge_type: str, predictions: Sequence[str], references: Sequence[str], stem: bool) -> np.ndarray:
+    scorer = RougeScorer([rouge_type], use_stemmer=stem)
+    rows = [scorer.score(*texts)[rouge_type] for texts in zip(references, predictions, strict=True)]
     return np.array(rows, dtype=np.float64).reshape(-1, 3)
 
 
-def assert_all_agree(predictions: Sequence[str], references: Sequence[tuple[str, ...]], stem: bool) -> None:
-    expected = oracle(predictions, references, stem)
+def assert_all_agree(predictions: Sequence[str], references: Sequence[str], stem: bool = False) -> None:
+    expected = oracle("rougeL", predictions, references, stem)
     for kernel in (_kernel, _kernel_py):
         np.testing.assert_array_equal(score_pairs(kernel, predictions, references, stem), expected, kernel.__name__)
+
+
+def assert_same_words(texts: Sequence[str], stem: bool = False) -> None:
+    """The C kernel finds the words in the texts that its specification finds."""
+    plain = [" ".join(_kernel_py.words(text, False)) for text in texts]
+    # A text without words scores 0 against itself.
+    expected = [[float(text != "")] * 3 for text in plain] or np.empty((0, 3))
+    np.testing.assert_array_equal(score_pairs(_kernel, texts, plain, stem), expected)
+
+
+def assert_distinct(words: Sequence[str], stem: bool = False) -> None:
+    """The C kernel takes no two of the words for the same one."""
+    # They have one word in common with their reverse; any two that were the same would make it two.
+    score = score_pairs(_kernel, [" ".join(words)], [" ".join(reversed(words))], stem)
+    assert score[0, 0] == 1 / len(words)
 
 
 def stemmed_words() -> list[str]:
@@ -66,7 +134,7 @@ def stemmed_words() -> list[str]:
     stems = ["".join(letters) for size in (1, 2, 3) for letters in product("aeywxl1", repeat=size)]
     short = {stem + suffix for stem in stems for suffix in ("", *SUFFIXES)}
     long = {
-        "".join(rng.choices("abeilostuyz", k=rng.randint(1, 5))) + "".join(rng.choices(SUFFIXES, k=rng.randint(1, 3)))
+        "".join(rng.choices("abeilostuyz", k=rng.randint(1, 5))) + "".join(rng.choices(SUFFIXES, k=rng.randint(1, 5)))
         for _ in range(5_000)
     }
     return sorted(short | long | set(_kernel_py.IRREGULAR))
@@ -81,58 +149,246 @@ suffixed_words = st.builds(
     st.text("abeisty", max_size=4),
     st.lists(st.sampled_from(SUFFIXES), max_size=3),
 )
-words = suffixed_words | st.sampled_from(["The", "cat", "CATS", "skies", "dying", "news", "x"]) | st.text(characters)
+long_words = st.builds(
+    lambda letters, last: "x" * letters + last, st.integers(0, 40), st.sampled_from(["", "y", "ing", "é"])
+)
+words = (
+    suffixed_words
+    | long_words
+    | st.sampled_from(["The", "cat", "CATS", "skies", "dying", "news", "x", "\u212a", "x\u0130x"])
+    | st.text(characters)
+)
 sentences = st.lists(words, max_size=12).map(" ".join)
 repeats = st.builds(lambda unit, times: unit * times, st.text(characters, max_size=4), st.integers(0, 150))
 texts = st.text(characters) | sentences | repeats
-items = st.lists(st.tuples(texts, st.lists(texts, min_size=1, max_size=3).map(tuple)), max_size=4)
+summaries = st.lists(sentences | repeats | st.sampled_from(["", "...", "the cat"]), max_size=5).map("\n".join)
+pairs_of_texts = st.lists(st.tuples(texts, texts), max_size=6)
 
 
-@given(items, st.booleans())
-def test_pairs_of_random_unicode_agree(items: list[tuple[str, tuple[str, ...]]], stem: bool) -> None:
-    assert_all_agree([text for text, _ in items], [group for _, group in items], stem)
+@given(pairs_of_texts, st.booleans())
+def test_pairs_of_random_unicode_are_rouge_scores(pairs: list[tuple[str, str]], stem: bool) -> None:
+    assert_all_agree([one for one, _ in pairs], [other for _, other in pairs], stem)
 
 
-@given(st.lists(sentences | repeats, max_size=5), st.booleans(), st.integers(1, 3))
-def test_matrix_is_the_pairs_scores(texts: list[str], stem: bool, row_step: int) -> None:
-    pairs = [(one, other) for one in texts for other in texts]
-    scores = score_pairs(_kernel, [one for one, _ in pairs], [(other,) for _, other in pairs], stem)
-    expected = scores[:, 2].reshape(len(texts), len(texts))
-    np.testing.assert_array_equal(score_matrix(_kernel, texts, stem, row_step), expected)
-    np.testing.assert_array_equal(score_matrix(_kernel_py, texts, stem, row_step), expected)
+@given(st.lists(st.tuples(summaries, summaries), max_size=3), st.booleans())
+@example([("", ""), ("\n\n", "a"), ("...\na", "a\n...\n"), ("a b\nb a", "b a\r\na b")], False)
+@example([("a b " * 70 + "\nb c", "c b\n" + "b a " * 70)], False)
+def test_summaries_of_random_unicode_are_rouge_scores(pairs: list[tuple[str, str]], stem: bool) -> None:
+    predictions, references = [one for one, _ in pairs], [other for _, other in pairs]
+    expected = oracle("rougeLsum", predictions, references, stem)
+    for kernel in (_kernel, _kernel_py):
+        np.testing.assert_array_equal(score_summaries(kernel, predictions, references, stem), expected, kernel.__name__)
+
+
+@pytest.mark.parametrize("vocabulary", [2, 8, 300])
+@pytest.mark.parametrize("lengths", [(1, 63), (64, 65), (129, 127), (128, 192), (65, 300), (257, 64)])
+def test_long_lines_of_summaries_are_rouge_scores(lengths: tuple[int, int], vocabulary: int) -> None:
+    rng = random.Random(f"{lengths} {vocabulary}")
+    one, other = (
+        "\n".join(" ".join(f"w{rng.randrange(vocabulary)}" for _ in range(length)) for _ in range(3))
+        for length in lengths
+    )
+    expected = oracle("rougeLsum", [one], [other], False)
+    for kernel in (_kernel, _kernel_py):
+        np.testing.assert_array_equal(score_summaries(kernel, [one], [other]), expected, kernel.__name__)
+
+
+@st.composite
+def pairs_of_ids(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+    """Lengths around machine words, of one id or of many; random, or with a common start or end."""
+    rng = random.Random(draw(st.integers(0, 2**32 - 1)))
+    vocabulary = draw(st.sampled_from([1, 2, 3, 26, 300, 5_000]))
+    one, other = (
+        [rng.randrange(vocabulary) for _ in range(draw(st.sampled_from(LENGTHS) | st.integers(0, 600)))]
+        for _ in range(2)
+    )
+    shared = draw(st.sampled_from(["nothing", "start", "end", "both"]))
+    if shared in ("start", "both"):
+        other[: len(other) // 3] = one[: len(other) // 3]
+    if shared in ("end", "both"):
+        other[len(other) // 2 :] = one[len(other) // 2 :]
+    return one, other
+
+
+@given(st.lists(pairs_of_ids(), min_size=1, max_size=4))
+def test_subsequences_are_rapidfuzz_s_and_the_textbook_s(pairs: list[tuple[list[int], list[int]]]) -> None:
+    predictions, references = [one for one, _ in pairs], [other for _, other in pairs]
+    expected = [LCSseq.similarity(*pair) for pair in pairs]
+    assert lcs_lengths(_kernel, predictions, references) == expected
+    assert lcs_lengths(_kernel_py, predictions, references) == expected
+    assert textbook_lcs_length(*pairs[0]) == expected[0]
 
 
 @pytest.mark.parametrize("vocabulary", [2, 20, 400])
+@pytest.mark.parametrize("lengths", [(65, 1_000), (64, 1_000), (300, 1_000), (1_000, 1_000), (129, 5_000)])
+def test_subsequences_of_unlike_lengths(lengths: tuple[int, int], vocabulary: int) -> None:
+    rng = random.Random(f"{lengths} {vocabulary}")
+    one, other = ([rng.randrange(vocabulary) for _ in range(length)] for length in lengths)
+    expected = LCSseq.similarity(one, other)
+    for kernel in (_kernel, _kernel_py):
+        assert lcs_lengths(kernel, [one, other], [other, one]) == [expected, expected]
+
+
 @pytest.mark.parametrize("length", LENGTHS)
-def test_lengths_around_machine_words_agree(length: int, vocabulary: int) -> None:
-    rng = random.Random(length * 1000 + vocabulary)
-
-    def text(count: int) -> str:
-        return " ".join(f"w{rng.randrange(vocabulary)}" for _ in range(count))
-
-    prediction = text(length)
-    references = tuple(text(other) for other in (length, max(length - 1, 0), length + 1, 64, 130))
-    assert_all_agree([prediction], [references], False)
-    assert_all_agree(references, [(prediction,)] * len(references), False)
+def test_ids_in_order_and_in_reverse(length: int) -> None:
+    ids = list(range(length))
+    for kernel in (_kernel, _kernel_py):
+        assert lcs_lengths(kernel, [ids, ids], [ids, ids[::-1]]) == [length, min(length, 1)]
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_one_word_repeated_is_its_own_subsequence(length: int) -> None:
     shorter = length // 2
     for kernel in (_kernel, _kernel_py):
-        score = score_pairs(kernel, ["ha " * length], [("ha " * shorter,)], False)[0]
+        score = score_pairs(kernel, ["ha " * length], ["ha " * shorter])[0]
         assert score[1] == (1.0 if shorter else 0.0)
         assert score[0] == (shorter / length if shorter else 0.0)
 
 
+@pytest.mark.parametrize("vocabulary", [2, 20, 400])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_lengths_around_machine_words_are_rouge_scores(length: int, vocabulary: int) -> None:
+    rng = random.Random(length * 1000 + vocabulary)
+
+    def text(count: int) -> str:
+        return " ".join(f"w{rng.randrange(vocabulary)}" for _ in range(count))
+
+    prediction = text(length)
+    references = [text(other) for other in (length, max(length - 1, 0), length + 1, 64, 130)]
+    assert_all_agree([prediction] * len(references), references)
+    assert_all_agree(references, [prediction] * len(references))
+
+
+@pytest.mark.parametrize("block_step", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 16, 29])
+def test_matrix_is_the_pairs_scores(count: int, block_step: int) -> None:
+    """Of texts of every length beside each other: those that fill a lane, and those that don't fit into one."""
+    rng = random.Random(count)
+    lengths = [rng.choice([0, 1, 5, 63, 64, 65, 130, 257, 300]) for _ in range(count)]
+    some = [" ".join(rng.choices("abcdefghijklmnop", k=length)) for length in lengths]
+    pairs = [(one, other) for one in some for other in some]
+    scores = score_pairs(_kernel, [one for one, _ in pairs], [other for _, other in pairs])
+    expected = scores[:, 2].reshape(count, count)
+    for kernel in (_kernel, _kernel_py):
+        np.testing.assert_array_equal(score_matrix(kernel, some, False, block_step), expected, kernel.__name__)
+
+
+@given(st.lists(texts, max_size=18), st.booleans(), st.integers(1, 3))
+def test_matrix_of_random_unicode_is_the_pairs_scores(some: list[str], stem: bool, block_step: int) -> None:
+    pairs = [(one, other) for one in some for other in some]
+    scores = score_pairs(_kernel, [one for one, _ in pairs], [other for _, other in pairs], stem)
+    expected = scores[:, 2].reshape(len(some), len(some))
+    np.testing.assert_array_equal(score_matrix(_kernel, some, stem, block_step), expected)
+
+
+def test_one_scoring_serves_calls_of_every_kind_in_turn() -> None:
+    """What one call leaves behind mustn't count in the next: lengths, vocabularies and kinds of calls alternate."""
+    rng = random.Random(1)
+    scoring = _kernel.Scoring(go_on)
+    for _ in range(60):
+        count, vocabulary = rng.choice([1, 3, 9]), rng.choice([2, 30, 1_000])
+        one, other = (
+            [[rng.randrange(vocabulary) for _ in range(rng.choice(LENGTHS))] for _ in range(count)] for _ in range(2)
+        )
+        scores, lsum, fmeasures = np.empty((count, 3)), np.empty((1, 3)), np.empty((count, count))
+        scoring.rouge_l_pairs(_kernel.sequences(one), _kernel.sequences(other), scores)
+        scoring.rouge_lsum_pairs(_kernel.sequences(one), [1], _kernel.sequences(other), [1], lsum)
+        scoring.rouge_l_matrix(_kernel.sequences(one), 0, 1, fmeasures)
+        np.testing.assert_array_equal(scores, [_kernel_py.rouge_l(*pair) for pair in zip(one, other, strict=True)])
+        np.testing.assert_array_equal(lsum, [_kernel_py.rouge_lsum(one[:1], other[:1])])
+        np.testing.assert_array_equal(fmeasures, score_all(one))
+
+
+def score_all(sequences: list[list[int]]) -> list[list[float]]:
+    return [[_kernel_py.rouge_l(one, other)[2] for other in sequences] for one in sequences]
+
+
+def test_one_lexicon_serves_call_after_call() -> None:
+    """A word has the same id in every text that one lexicon reads, however much it has read between."""
+    lexicon = _kernel.Lexicon(True)
+    first = read(lexicon, ["Relational words, nationalizationalities and skies"])
+    for start in range(0, 20_000, 2_000):
+        read(lexicon, [f"word{number} " + "w" * 20 + str(number) for number in range(start, start + 2_000)])
+    again = read(lexicon, ["relate word nationalizationalities AND sky"])
+    assert score_sequences(_kernel, first, again).tolist() == [[1.0, 1.0, 1.0]]
+    assert lexicon.size >= 40_000
+
+
+def test_texts_are_read_until_there_are_enough_bytes() -> None:
+    for kernel in (_kernel, _kernel_py):
+        lexicon = kernel.Lexicon(False)
+        some = ["aaaa", "bbbb", "cccc", "dddd"]
+        counts = [len(lexicon.read(some, 1, stop, size)) for stop, size in [(4, 0), (4, 4), (4, 5), (4, 99), (3, 99)]]
+        assert counts == [1, 1, 2, 3, 2]
+
+
 def test_every_character_means_what_python_says() -> None:
     # Both sides of a character: does it separate, vanish or become a letter?
-    texts = [
-        "".join(f" a{chr(code)}b" for code in range(start, min(start + 512, sys.maxunicode + 1)))
-        for start in range(0, sys.maxunicode + 1, 512)
+    assert_same_words(
+        [
+            "".join(f" a{chr(code)}b" for code in range(start, min(start + 512, sys.maxunicode + 1)))
+            for start in range(0, sys.maxunicode + 1, 512)
+        ]
+    )
+
+
+@pytest.mark.parametrize("letters", LETTERS)
+def test_words_at_every_place_of_a_text(letters: int) -> None:
+    """The kernel looks at 64 bytes at a time: words begin and end at each of them, and reach over several."""
+    word = ("Abcdefghijklmnopqrstuvwxyz0123456789" * 2)[:letters]
+    fillers = (" ", ".", "é", "\u0130", "x ")
+    some = [
+        (filler * (place // len(filler.encode()) + 1))[:place] + word + tail
+        for filler in fillers
+        for place in range(132)
+        for tail in ("", " end", "-" + word)
     ]
-    plain = [(" ".join(_kernel_py.words(text, False)),) for text in texts]
-    np.testing.assert_array_equal(score_pairs(_kernel, texts, plain, False), 1.0)
+    assert_same_words(some)
+    assert_same_words(some, stem=True)
+    # Words in the middle are the same word, wherever they were read.
+    middle = [" " * place + word + "." for place in range(132)]
+    np.testing.assert_array_equal(score_pairs(_kernel, middle, [word.lower()] * len(middle)), 1.0)
+
+
+@pytest.mark.parametrize("character", ["a", "-", "é", "\u0130", "\u212a", "\ud800", "a ", "\u0130a", "a\u212a-"])
+def test_texts_of_every_length(character: str) -> None:
+    start = "one two " * 40
+    some = [character * length for length in range(201)]
+    some += [start[:offset] + character * length for offset in range(64) for length in (1, 2, 15, 16, 17, 63, 64, 65)]
+    assert_same_words(some)
+
+
+@given(st.lists(st.text("aZ09 \u0130\u212aé\ud800", max_size=300), max_size=8), st.booleans())
+def test_random_texts_have_the_same_words(some: list[str], stem: bool) -> None:
+    assert_same_words(some, stem)
+
+
+def test_words_that_differ_in_one_letter_are_distinct() -> None:
+    """At any place of words of any length: the lexicon's keys end behind 16 letters, then behind every 8."""
+    some = {"q" * length for length in range(1, 41)}
+    some |= {"q" * place + "r" + "q" * (length - place - 1) for length in range(1, 41) for place in range(length)}
+    assert_distinct(sorted(some))
+    assert_distinct([word + "b" for word in sorted(some) if len(word) > 2], stem=True)
+    assert_same_words([" ".join(sorted(some))])
+
+
+def test_long_words_with_common_starts_are_distinct() -> None:
+    rng = random.Random(1)
+    starts = ["s" * 15, "s" * 16, "t" * 16, "s" * 24, "s" * 16 + "t" * 8, "t" * 16 + "s" * 8, "s" * 32]
+    ends = ["", *"ab1", *("".join(rng.choices("ab1", k=rng.randint(2, 20))) for _ in range(100))]
+    some = sorted({start + end for start in starts for end in ends})
+    rng.shuffle(some)
+    assert_distinct(some)
+    upper = [word.upper() for word in some]
+    np.testing.assert_array_equal(score_pairs(_kernel, some, upper), 1.0)
+    # Words which begin alike, one after another in one text, find their way back.
+    assert score_pairs(_kernel, [" ".join(some)], [" ".join(upper)]).tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_many_words_are_distinct() -> None:
+    """The lexicon grows while it reads."""
+    some = [f"{number:x}" * (1 + number % 7) for number in range(20_000)]
+    assert_distinct(sorted(set(some)))
 
 
 def test_python_stemmer_is_nltks() -> None:
@@ -145,90 +401,203 @@ def test_c_stemmer_merges_the_same_words() -> None:
     some = stemmed_words()
     stems = [_kernel_py.words(word, True)[0] for word in some]
     member = dict(zip(stems, some, strict=True))
-    merged = score_pairs(_kernel, some, [(member[stem],) for stem in stems], True)
-    assert not [word for word, fmeasure in zip(some, merged[:, 2], strict=True) if fmeasure != 1.0]
-    # Distinct words have one in common with their reverse; any two that were the same would make it two.
-    distinct = list(member.values())
-    apart = score_pairs(_kernel, [" ".join(distinct)], [(" ".join(reversed(distinct)),)], True)
-    assert apart[0, 0] == 1 / len(distinct)
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_first_of_equally_good_references_counts(kernel: ModuleType) -> None:
-    # Both have F-measure 2/3; precision and recall are exchanged.
-    long, short = "a b c d", "a"
-    for references in ((long, short), (short, long)):
-        assert (
-            oracle(["a b"], [references], False).tolist() == score_pairs(kernel, ["a b"], [references], False).tolist()
-        )
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_shared_references_score_as_separate_ones(kernel: ModuleType) -> None:
-    shared = ("the cat sat", "a dog ran far away")
-    predictions = ["the cat", "", "dog ran", "cat the", "far away a dog"]
-    copies = [(shared[0], shared[1]) for _ in predictions]
-    expected = score_pairs(kernel, predictions, copies, False)
-    np.testing.assert_array_equal(score_pairs(kernel, predictions, [shared] * len(predictions), False), expected)
-    mixed = [shared, shared, *copies[2:4], shared]
-    np.testing.assert_array_equal(score_pairs(kernel, predictions, mixed, False), expected)
+    merged = score_pairs(_kernel, [*some, *map(str.upper, some)], [member[stem] for stem in stems] * 2, True)
+    assert not [word for word, fmeasure in zip(some * 2, merged[:, 2], strict=True) if fmeasure != 1.0]
+    assert_distinct(list(member.values()), stem=True)
 
 
 def test_large_words_and_texts_agree() -> None:
     word = "nationalizations" * 500
     predictions = [word, "a " * 20_000, "y" * 5_000 + "ing", word + " " + word]
-    references = [(word + "s", word), ("a " * 129,), ("y" * 5_000,), (word,)]
+    references = [word + "s", "a " * 129, "y" * 5_000, word]
     for stem in (False, True):
         np.testing.assert_array_equal(
             score_pairs(_kernel, predictions, references, stem), score_pairs(_kernel_py, predictions, references, stem)
         )
 
 
+def test_neighbours_with_the_same_reference_score_as_with_copies() -> None:
+    rng = random.Random(1)
+    shared = [" ".join(rng.choices("abcdefgh", k=length)) for length in (5, 64, 65, 300)]
+    references = [rng.choice(shared) for _ in range(100)]
+    references = [text for text in references for _ in range(rng.randint(1, 3))]
+    predictions = [" ".join(rng.choices("abcdefgh", k=rng.choice(LENGTHS))) for _ in references]
+    copies = [text + " " for text in references]
+    np.testing.assert_array_equal(
+        score_pairs(_kernel, predictions, references), score_pairs(_kernel, predictions, copies)
+    )
+
+
+class Interrupted(Exception):
+    pass
+
+
+def score_pairs_of_all(scoring: Any, texts: Any) -> None:
+    scoring.rouge_l_pairs(texts, texts, np.empty((len(texts), 3)))
+
+
+def score_matrix_of_all(scoring: Any, texts: Any) -> None:
+    scoring.rouge_l_matrix(texts, 0, 1, np.empty((len(texts), len(texts))))
+
+
+def score_all_as_summary(scoring: Any, texts: Any) -> None:
+    scoring.rouge_lsum_pairs(texts, [len(texts)], texts, [len(texts)], np.empty((1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("call", "length", "count"),
+    [
+        (score_pairs_of_all, 60, 300_000),
+        (score_pairs_of_all, 100_000, 1),
+        (score_matrix_of_all, 60, 3_000),
+        (score_matrix_of_all, 5_000, 40),
+        (score_all_as_summary, 3_000, 20),
+    ],
+)
+def test_what_the_watch_raises_ends_the_call_and_leaves_nothing_behind(
+    call: Callable[[Any, Any], None], length: int, count: int
+) -> None:
+    rng = random.Random(1)
+    some = [[rng.randrange(50) for _ in range(length)] for _ in range(min(count, 40))]
+    calls: list[None] = []
+
+    def watch() -> None:
+        calls.append(None)
+        raise Interrupted
+
+    scoring = _kernel.Scoring(watch)
+    texts = _kernel.sequences((some * (count // len(some) + 1))[:count])
+    with pytest.raises(Interrupted):
+        call(scoring, texts)
+    assert len(calls) == 1
+
+    short = [ids[:size] for ids, size in zip(some * 10, (3, 64, 65, 100, 300, 0, 1, 2, 70), strict=False)]
+    scores, lsum, fmeasures = np.empty((len(short), 3)), np.empty((1, 3)), np.empty((len(short), len(short)))
+    scoring.rouge_l_pairs(_kernel.sequences(short), _kernel.sequences(short[::-1]), scores)
+    scoring.rouge_l_matrix(_kernel.sequences(short), 0, 1, fmeasures)
+    scoring.rouge_lsum_pairs(_kernel.sequences(short[:2]), [2], _kernel.sequences(short[2:4]), [2], lsum)
+    np.testing.assert_array_equal(scores, [_kernel_py.rouge_l(*pair) for pair in zip(short, short[::-1], strict=True)])
+    np.testing.assert_array_equal(fmeasures, score_all(short))
+    np.testing.assert_array_equal(lsum, [_kernel_py.rouge_lsum(short[:2], short[2:4])])
+
+
 def test_c_kernel_refuses_results_of_another_shape() -> None:
-    with pytest.raises(ValueError, match="a row for each prediction"):
-        _kernel.rouge_l_pairs(["a"], [("a",)], False, np.empty((2, 3)))
-    with pytest.raises(ValueError, match="a row for each prediction"):
-        _kernel.rouge_l_pairs(["a"], [("a",)], False, np.empty((1, 2)))
-    with pytest.raises(ValueError, match="a row for each prediction"):
-        _kernel.rouge_l_pairs(["a"], [], False, np.empty((1, 3)))
-    with pytest.raises(ValueError, match="a row and a column for each text"):
-        _kernel.rouge_l_matrix(["a", "b"], 0, 1, False, np.empty((2, 1)))
-    with pytest.raises(ValueError, match="row_step must be positive"):
-        _kernel.rouge_l_matrix(["a"], 0, 0, False, np.empty((1, 1)))
+    one, two = _kernel.sequences([[1]]), _kernel.sequences([[1], [2]])
+    scoring = _kernel.Scoring(go_on)
+    for predictions, references, shape in [(one, two, (2, 3)), (two, one, (2, 3)), (one, one, (1, 2))]:
+        with pytest.raises(ValueError, match="3 columns, and a row for each pair"):
+            scoring.rouge_l_pairs(predictions, references, np.empty(shape))
+    for counts, others, shape in [([1], [1], (2, 3)), ([1], [1, 1], (1, 3)), ([], [1], (1, 3)), ([1], [1], (1, 2))]:
+        with pytest.raises(ValueError, match="3 columns, and a row for each count"):
+            scoring.rouge_lsum_pairs(one, counts, two, others, np.empty(shape))
+    for shape in [(2, 1), (1, 2), (1, 1), (3, 3)]:
+        with pytest.raises(ValueError, match="a row and a column for each text"):
+            scoring.rouge_l_matrix(two, 0, 1, np.empty(shape))
+    with pytest.raises(ValueError, match="block_step must be positive"):
+        scoring.rouge_l_matrix(one, 0, 0, np.empty((1, 1)))
+    for results in (np.empty((2, 3), dtype=np.float32), np.empty((3, 2)).T, np.empty(3)):
+        with pytest.raises(ValueError, match=r"Buffer|ndarray"):
+            scoring.rouge_l_pairs(two, two, results)
+
+
+def test_c_kernel_refuses_counts_of_more_sentences_than_there_are() -> None:
+    sentences = _kernel.sequences([[1], [2]])
+    scoring = _kernel.Scoring(go_on)
+    for counts in ([3, 0], [2, 1], [0, 3]):
+        with pytest.raises(ValueError, match="more sentences than there are"):
+            scoring.rouge_lsum_pairs(sentences, counts, sentences, [1, 1], np.empty((2, 3)))
+        with pytest.raises(ValueError, match="more sentences than there are"):
+            scoring.rouge_lsum_pairs(sentences, [1, 1], sentences, counts, np.empty((2, 3)))
+    with pytest.raises(OverflowError):
+        scoring.rouge_lsum_pairs(sentences, [-1], sentences, [1], np.empty((1, 3)))
+
+
+def test_c_kernel_refuses_ids_out_of_range() -> None:
+    assert len(_kernel.sequences([[0, 2**32 - 2], []])) == 2
+    with pytest.raises(ValueError, match=r"less than 2\*\*32 - 1"):
+        _kernel.sequences([[1], [2, 2**32 - 1]])
+    for wrong in (-1, 2**32, 2**70):
+        with pytest.raises(OverflowError):
+            _kernel.sequences([[wrong]])
+    for wrong in ([["a"]], [[None]], [(1,)], [None], None):
+        with pytest.raises(TypeError):
+            _kernel.sequences(wrong)  # type: ignore[arg-type]
 
 
 def test_c_kernel_refuses_what_is_no_text() -> None:
+    lexicon = _kernel.Lexicon(False)
+    for wrong in (b"a", None, 1):
+        with pytest.raises(TypeError):
+            lexicon.read(["a", wrong], 0, 2, sys.maxsize)  # type: ignore[list-item]
+    for start, stop in [(-1, 1), (2, 1), (3, 9)]:
+        with pytest.raises(ValueError, match="start must be"):
+            lexicon.read(["a", "b"], start, stop, 1)
     with pytest.raises(TypeError):
-        _kernel.rouge_l_pairs([b"a"], [("a",)], False, np.empty((1, 3)))  # type: ignore[list-item]
-    with pytest.raises(TypeError):
-        _kernel.rouge_l_pairs(["a"], [None], False, np.empty((1, 3)))  # type: ignore[list-item]
-    with pytest.raises(TypeError):
-        _kernel.rouge_l_pairs(["a", "a"], [("a",), ("a", 1)], False, np.empty((2, 3)))  # type: ignore[list-item]
-    with pytest.raises(TypeError):
-        _kernel.rouge_l_matrix([None], 0, 1, False, np.empty((1, 1)))  # type: ignore[list-item]
+        lexicon.read(("a",), 0, 1, 1)  # type: ignore[arg-type]
+    for wrong in (None, [[1]]):
+        with pytest.raises(TypeError):
+            _kernel.Scoring(go_on).rouge_l_pairs(wrong, wrong, np.empty((1, 3)))  # type: ignore[arg-type]
 
 
-def test_more_text_than_the_c_kernel_holds_is_refused() -> None:
-    megabyte = "a" * 2**20
-    with pytest.raises(InputValueError, match="1 GiB"):
-        score_pairs(_kernel, ["a"], [(megabyte,) * 1025], False)
-    with pytest.raises(InputValueError, match="1 GiB"):
-        score_matrix(_kernel, [megabyte] * 1025, False)
+def test_longer_lines_than_rouge_lsum_s_table_holds_are_refused() -> None:
+    with pytest.raises(InputValueError, match="line of more than"):
+        score_summaries(_kernel, ["a " * 100_000], ["a " * 100_000])
 
 
-def test_failed_allocation_is_a_memory_error() -> None:
-    program = """
+MEMORY = """
 import resource
 import numpy as np
 from cappy_lite import _kernel
-text = "a" * 2**25
+{prepare}
+scoring = _kernel.Scoring(lambda: None)
+def call():
+    {call}
 with open("/proc/self/statm") as file:
     size = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + 2**27, size + 2**27))
+unlimited = resource.getrlimit(resource.RLIMIT_AS)[1]
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**24, unlimited))
 try:
-    _kernel.rouge_l_pairs([text], [(text,)], False, np.empty((1, 3)))
+    call()
 except MemoryError:
-    print("MemoryError")
+    print("MemoryError", end=" ")
+resource.setrlimit(resource.RLIMIT_AS, (unlimited, unlimited))
+call()
+print("once")
 """
+READ = "_kernel.Lexicon({stem}).read([text], 0, 1, 1)"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "call"),
+    [
+        pytest.param("text = 'a ' * 2**23", READ.format(stem=False), id="ids"),
+        pytest.param("text = ' '.join(map(str, range(500_000)))", READ.format(stem=False), id="lexicon"),
+        pytest.param("text = '\\u0130' * 2**23", READ.format(stem=False), id="rewritten text"),
+        pytest.param("text = 'y' * 2**24", READ.format(stem=True), id="stemmed word"),
+        pytest.param(
+            "one = _kernel.sequences([[3_000_000]])",
+            "scoring.rouge_l_pairs(one, one, np.empty((1, 3)))",
+            id="masks",
+        ),
+        pytest.param(
+            "one, other = _kernel.sequences([[1] * 1_000_000]), _kernel.sequences([[2] * 1_000_000])",
+            "scoring.rouge_l_pairs(one, other, np.empty((1, 3)))",
+            id="strips",
+        ),
+        pytest.param(
+            "one = _kernel.sequences([[1] * 20_000])",
+            "scoring.rouge_lsum_pairs(one, [1], one, [1], np.empty((1, 3)))",
+            id="table of a summary",
+        ),
+        pytest.param(
+            "one = _kernel.sequences([[1_000_000]])",
+            "scoring.rouge_l_matrix(one, 0, 1, np.empty((1, 1)))",
+            id="lanes of a matrix",
+        ),
+    ],
+)
+def test_failed_allocation_is_a_memory_error_once(prepare: str, call: str) -> None:
+    """With memory again, the same call goes through."""
+    program = MEMORY.format(prepare=prepare, call=call)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "MemoryError\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "MemoryError once\n"), done.stderr
