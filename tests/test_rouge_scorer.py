@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -338,10 +339,9 @@ def test_it_loads_nothing_heavy(tmp_path: Path) -> None:
 
 def test_the_readme_shows_what_it_gives(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    section = re.search(r"^## Rouge-L\n.*?(?=^## )", readme, re.MULTILINE | re.DOTALL)
-    assert section is not None
-    blocks = re.findall(r"```python\n(.*?)```\n\n((?: {4}.*\n)*)", section[0], re.DOTALL)
-    assert blocks
-    for program, shown in blocks:
+    section = readme.split("\n## Rouge-L\n")[1].split("\n## ")[0]
+    examples = re.findall(r"^```python\n(.+?)^```\n\n((?: {4}[^\n]+\n)+)", section, re.DOTALL | re.MULTILINE)
+    assert len(examples) == section.count("```python") == 2
+    for program, shown in examples:
         exec(program, {})
-        assert capsys.readouterr().out == re.sub("^ {4}", "", shown, flags=re.MULTILINE)
+        assert capsys.readouterr().out == textwrap.dedent(shown)
