@@ -73,7 +73,8 @@ class RougeScorer:
         """Scores of a prediction against a target, by type in the order of `rouge_types`.
 
         Args:
-            target, prediction: texts; bytes are decoded as UTF-8 first.
+            target, prediction: texts. Bytes are decoded as UTF-8 first, for each type; rouge-score's rougeL lower-cases
+                their ASCII letters alone, which differs for U+0130 and U+212A.
 
         Raises:
             InputTypeError: a text is neither str nor bytes, or the tokenizer's answer no list of tokens.
