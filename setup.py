@@ -18,7 +18,7 @@ sanitize = SANITIZE if os.environ.get("SANITIZE") == "1" else []
 kernel = Extension(
     "cappy_lite._kernel",
     sources=["cappy_lite/_kernel.pyx", *sorted(glob("csrc/*.c"))],
-    depends=["csrc/cappy.h", "csrc/parts.h"],
+    depends=sorted(glob("csrc/*.h")),
     include_dirs=["csrc"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else [],
     py_limited_api=LIMITED_API,

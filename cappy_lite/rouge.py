@@ -22,7 +22,7 @@ from functools import partial
 from itertools import chain
 from operator import itemgetter
 from queue import Empty, SimpleQueue
-from threading import Event
+from threading import Event, local
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
@@ -281,6 +281,8 @@ class _Worker:
             some = self._reader.read(predictions, start, stop, CHUNK_BYTES)
             others = self._reader.read(references, start, start + len(some), CHUNK_BYTES)
             end = start + len(others)
+            if end == start:
+                raise InputValueError("predictions and references must keep their lengths while they are scored")
             self._scoring.rouge_l_pairs(some, others, scores[start:end])
             start = end
 
@@ -296,6 +298,15 @@ class _Worker:
         self._scoring.rouge_lsum_pairs(*arguments, scores[start:stop])
 
 
+class _Idle(local):
+    """Each thread's workers for texts that come one by one: to make one takes longer than to score a short text."""
+
+    def __init__(self) -> None:
+        self.workers: dict[bool, _Worker] = {}  # by `stem`
+
+
+_idle = _Idle()
+
 # One of _Worker's two.
 Score = Callable[[_Worker, list[str], list[str], int, int, FloatArray], None]
 
@@ -304,9 +315,15 @@ def _score_one(score: Score, prediction: object, references: object, stem: bool,
     if not isinstance(prediction, str):
         raise _not_text("prediction", prediction)
     group = list(_check_references("references", references))
-    worker = _Worker(_check_tokenizer(stem, tokenizer), _go_on)
+    new_reader = _check_tokenizer(stem, tokenizer)
     scores = np.empty((len(group), 3))
+    # Taken out while it is used: a signal's handler may score texts too.
+    worker = _idle.workers.pop(stem, None) if tokenizer == "rouge" else None
+    worker = worker or _Worker(new_reader, _go_on)
     score(worker, [prediction] * len(group), group, 0, len(group), scores)
+    if tokenizer == "rouge":
+        worker.forget()
+        _idle.workers[stem] = worker
     # max keeps the first of equals.
     return RougeL(*max(scores.tolist(), key=itemgetter(2)))
 
@@ -387,18 +404,25 @@ def _not_text(name: str, value: object) -> InputTypeError:
 
 
 def _check_texts(name: str, values: object) -> list[str]:
-    """A new list of the texts. Unlike a model, Rouge-L reads any str: a lone surrogate separates words."""
-    texts = check_list(name, values)
+    """A list of the texts. Unlike a model, Rouge-L reads any str: a lone surrogate separates words."""
+    texts = _listed(name, values, "str")
     if not _kernel.all_texts(texts):
         index, text = next((index, text) for index, text in enumerate(texts) if not isinstance(text, str))
         raise _not_text(f"{name}[{index}]", text)
     return cast(list[str], texts)
 
 
+def _listed(name: str, values: object, of: str) -> list[Any]:
+    """The values as a list: the caller's own if it is one, since copying millions of texts takes its time."""
+    return values if type(values) is list else check_list(name, values, of=of)
+
+
 def _check_references(name: str, value: object) -> tuple[str, ...]:
     """One prediction's references."""
     if isinstance(value, str):
         return (value,)
+    if type(value) is list and value and _kernel.all_texts(value):  # as it mostly is
+        return tuple(value)
     references = tuple(_check_texts(name, value))
     if not references:
         raise InputValueError(f"{name} is empty: give at least one reference")
@@ -406,13 +430,18 @@ def _check_references(name: str, value: object) -> tuple[str, ...]:
 
 
 def _check_reference_lists(name: str, values: object) -> list[Any]:
-    """Every prediction's references: a text or a tuple of texts each."""
-    entries: list[Any] = check_list(name, values, of="str or of lists of str")
-    if not _kernel.all_texts(entries):
-        for index, entry in enumerate(entries):
-            if not isinstance(entry, str):
-                entries[index] = _check_references(f"{name}[{index}]", entry)
-    return entries
+    """Every prediction's references: a text, or several in a tuple, each."""
+    entries: list[Any] = _listed(name, values, "str or of lists of str")
+    if _kernel.all_texts(entries):
+        return entries
+    groups = []
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, str):
+            entry = _check_references(f"{name}[{index}]", entry)
+            if len(entry) == 1:
+                entry = entry[0]
+        groups.append(entry)
+    return groups
 
 
 def _check_tokenizer(stem: object, tokenizer: object) -> Callable[[Watch], Any]:

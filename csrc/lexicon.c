@@ -17,21 +17,39 @@
 #define LINK ((uint64_t)1 << 63)    /* in `high`: a link of a chain */
 #define LINK_BYTES 8
 
-#define FIRST_SLOT_BITS 9
-#define MOST_SLOT_BITS 32 /* ids have as many */
+/* So many that the first place is mostly the right one: to guess wrong costs a processor more than the memory. */
+#define PLACES_PER_ENTRY 4
+#define FIRST_SIZE 128            /* entries; a power of two, as all sizes */
+#define MOST_SIZE ((size_t)1 << 31) /* so that their numbers, and ids, are less than 2^32 */
 
-static bool resize(cappy_lexicon *lexicon, unsigned slot_bits)
+static size_t size_of(const cappy_table *table) { return (table->mask + 1) / PLACES_PER_ENTRY; }
+
+/* Enters a key that the table doesn't have. */
+static cappy_id enter(cappy_table *table, cappy_key key, cappy_id id)
 {
-    const cappy_table old = lexicon->table;
-    const size_t size = (size_t)1 << slot_bits;
-    const cappy_table table = {calloc(size, sizeof *table.slots), 64 - slot_bits, size - 1};
-    if (table.slots == NULL)
+    size_t at = cappy_hash(key);
+    while (table->places[at & table->mask])
+        at++;
+    table->places[at & table->mask] = (uint32_t)table->count;
+    table->entries[table->count++] = (cappy_entry){key, id};
+    return id;
+}
+
+static bool resize(cappy_table *table, size_t size)
+{
+    cappy_entry *entries = calloc(size, sizeof *entries);
+    uint32_t *places = calloc(size * PLACES_PER_ENTRY, sizeof *places);
+    if (entries == NULL || places == NULL) {
+        free(entries);
+        free(places);
         return false;
-    for (size_t i = 0; old.slots && i <= old.mask; i++)
-        if (old.slots[i].id)
-            *cappy_table_find(&table, old.slots[i].key) = old.slots[i];
-    free(old.slots);
-    lexicon->table = table;
+    }
+    const cappy_table old = *table;
+    *table = (cappy_table){places, size * PLACES_PER_ENTRY - 1, entries, 1};
+    for (size_t i = 1; i < old.count; i++)
+        enter(table, old.entries[i].key, old.entries[i].id);
+    free(old.entries);
+    free(old.places);
     return true;
 }
 
@@ -41,7 +59,7 @@ cappy_lexicon *cappy_lexicon_new(bool stem)
     if (lexicon == NULL)
         return NULL;
     lexicon->kind = stem ? WRITTEN : 0;
-    if (!resize(lexicon, FIRST_SLOT_BITS)) {
+    if (!resize(&lexicon->table, FIRST_SIZE)) {
         free(lexicon);
         return NULL;
     }
@@ -52,7 +70,8 @@ void cappy_lexicon_free(cappy_lexicon *lexicon)
 {
     if (lexicon == NULL)
         return;
-    free(lexicon->table.slots);
+    free(lexicon->table.places);
+    free(lexicon->table.entries);
     cappy_buffer_free(&lexicon->text);
     cappy_buffer_free(&lexicon->word);
     free(lexicon);
@@ -60,31 +79,27 @@ void cappy_lexicon_free(cappy_lexicon *lexicon)
 
 cappy_id cappy_lexicon_bound(const cappy_lexicon *lexicon) { return lexicon->last + 1; }
 
-size_t cappy_lexicon_size(const cappy_lexicon *lexicon) { return lexicon->used; }
+size_t cappy_lexicon_size(const cappy_lexicon *lexicon) { return lexicon->table.count - 1; }
 
 cappy_status cappy_lexicon_reserve(cappy_lexicon *lexicon, size_t words, size_t letters)
 {
     /* Each word, its stem, and the links of its chain. */
-    const size_t needed = lexicon->used + 2 * words + letters / LINK_BYTES;
-    if (needed <= lexicon->table.mask / 2)
+    const size_t needed = lexicon->table.count + 2 * words + letters / LINK_BYTES;
+    size_t size = size_of(&lexicon->table);
+    if (needed <= size)
         return CAPPY_OK;
-    unsigned slot_bits = 64 - lexicon->table.shift;
-    while (needed > ((size_t)1 << slot_bits) / 2)
-        slot_bits++;
-    if (slot_bits > MOST_SLOT_BITS)
+    while (size < needed)
+        size *= 2;
+    if (size > MOST_SIZE)
         return CAPPY_TOO_LARGE;
-    return resize(lexicon, slot_bits) ? CAPPY_OK : CAPPY_NO_MEMORY;
+    return resize(&lexicon->table, size) ? CAPPY_OK : CAPPY_NO_MEMORY;
 }
 
 /* The key's id, a new one if it has none. */
 static cappy_id intern(cappy_lexicon *lexicon, cappy_key key)
 {
-    cappy_slot *slot = cappy_table_find(&lexicon->table, key);
-    if (slot->id == 0) {
-        *slot = (cappy_slot){key, ++lexicon->last};
-        lexicon->used++;
-    }
-    return slot->id;
+    const cappy_id id = cappy_table_id(&lexicon->table, key);
+    return id ? id : enter(&lexicon->table, key, ++lexicon->last);
 }
 
 static cappy_id intern_word(cappy_lexicon *lexicon, const unsigned char *letters, size_t length)
@@ -116,8 +131,7 @@ cappy_id cappy_lexicon_add(cappy_lexicon *lexicon, const unsigned char *letters,
     if (length <= CAPPY_KEY_BYTES) {
         cappy_key written = cappy_key_of(letters, length);
         written.low |= WRITTEN;
-        *cappy_table_find(&lexicon->table, written) = (cappy_slot){written, id};
-        lexicon->used++;
+        enter(&lexicon->table, written, id);
     }
     return id;
 }

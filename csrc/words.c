@@ -93,6 +93,19 @@ static inline block_bits look_at(const unsigned char *block)
 }
 #endif
 
+/* The word's id; 0 if there is no memory. Room for it has been reserved. Reads CAPPY_KEY_BYTES. */
+static inline cappy_id word_id(cappy_lexicon *lexicon, const unsigned char *letters, size_t length)
+{
+    if (length <= CAPPY_KEY_BYTES) {
+        cappy_key key = cappy_key_of(letters, length);
+        key.low |= lexicon->kind;
+        const cappy_id id = cappy_table_id(&lexicon->table, key);
+        if (id)
+            return id;
+    }
+    return cappy_lexicon_add(lexicon, letters, length);
+}
+
 /* Ids of the text's words into `ids`, and how many into `count`. */
 static cappy_status read_text(cappy_lexicon *lexicon, const unsigned char *text, size_t length, bool may_need_rewriting,
                               cappy_id *ids, size_t *count)
@@ -124,19 +137,16 @@ static cappy_status read_text(cappy_lexicon *lexicon, const unsigned char *text,
             return status;
         const uint64_t behind = bits.in_word << 1 | (open != NULL); /* bytes that follow one of a word */
         uint64_t starts = bits.in_word & ~behind, ends = behind & ~bits.in_word;
-        for (; ends; ends &= ends - 1) {
-            const unsigned char *letters = open;
-            size_t word_length = open_length + (size_t)__builtin_ctzll(ends);
-            if (letters == NULL) {
-                const size_t start = (size_t)__builtin_ctzll(starts);
-                starts &= starts - 1;
-                letters = block + start;
-                word_length -= start;
-            }
+        if (open && ends) {
+            if (!(*next++ = word_id(lexicon, open, open_length + (size_t)__builtin_ctzll(ends))))
+                return CAPPY_NO_MEMORY;
+            ends &= ends - 1;
             open = NULL;
             open_length = 0;
-            *next = cappy_lexicon_id(lexicon, letters, word_length);
-            if (*next++ == 0)
+        }
+        for (; ends; ends &= ends - 1, starts &= starts - 1) {
+            const size_t start = (size_t)__builtin_ctzll(starts);
+            if (!(*next++ = word_id(lexicon, block + start, (size_t)__builtin_ctzll(ends) - start)))
                 return CAPPY_NO_MEMORY;
         }
         if (starts) {
