@@ -5,7 +5,7 @@ SANITIZE=1 builds it with AddressSanitizer and UndefinedBehaviorSanitizer.
 
 import os
 import sysconfig
-from glob import glob
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -17,8 +17,8 @@ sanitize = SANITIZE if os.environ.get("SANITIZE") == "1" else []
 
 kernel = Extension(
     "cappy_lite._kernel",
-    sources=["cappy_lite/_kernel.pyx", *sorted(glob("csrc/*.c"))],
-    depends=sorted(glob("csrc/*.h")),
+    sources=["cappy_lite/_kernel.pyx", *sorted(map(str, Path("csrc").glob("*.c")))],
+    depends=sorted(map(str, Path("csrc").glob("*.h"))),
     include_dirs=["csrc"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else [],
     py_limited_api=LIMITED_API,
