@@ -1,5 +1,5 @@
-/* Runs the fuzz target without a fuzzer: on the files that are named, or else on inputs of pseudo-random bytes, the same
- * ones each time. */
+/* Runs the fuzz target without a fuzzer: on the files that are named, or else on inputs of pseudo-random bytes, which
+ * are the same ones each time. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
