@@ -1,7 +1,6 @@
 """The border to the C kernel: collects pointers, releases the GIL around the work, maps the status to an exception.
 
-The same names as in `_kernel_py`, which is their specification; `rouge` checks the arguments for both, and hands over
-lists of its own, which nobody changes meanwhile.
+The same names as in `_kernel_py`, which is their specification; `rouge` checks the arguments for both.
 """
 
 from libc.stdint cimport SIZE_MAX, uint32_t
@@ -10,10 +9,13 @@ from libc.stdlib cimport calloc, free, malloc
 from cappy_lite.errors import InputValueError
 
 cdef extern from "Python.h":
-    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+    # Borrowed: the list goes on owning it.
+    ctypedef struct PyObject
+    PyObject *PyList_GetItem(object items, Py_ssize_t index) except NULL
+    bint PyUnicode_Check(PyObject *value)
+    const char *PyUnicode_AsUTF8AndSize(PyObject *text, Py_ssize_t *size)
     int PyBytes_AsStringAndSize(object text, char **bytes, Py_ssize_t *size) except -1
-
-    void *PyList_GetItem(object texts, Py_ssize_t index) except NULL
+    void PyErr_Clear()
 
 cdef extern from *:
     """
@@ -87,10 +89,10 @@ MATRIX_ROWS = CAPPY_MATRIX_ROWS
 
 
 def all_texts(list values):
-    cdef size_t i, count = len(values)
+    cdef Py_ssize_t i, count = len(values)
     for i in range(count):
         prefetch(values, i + PREFETCH_DISTANCE, count, 1)
-        if not isinstance(values[i], str):
+        if not PyUnicode_Check(PyList_GetItem(values, i)):
             return False
     return True
 
@@ -163,7 +165,7 @@ cdef class Lexicon:
         cdef Sequences result
         cdef cappy_status status
         cdef size_t total = 0, size = 0, count = 0
-        # Owns the texts while the GIL is released, and below what they had to be encoded to.
+        # Owns the texts while the GIL is released, and behind them those that had to be encoded.
         cdef list owned = texts[start:stop]
         cdef size_t most = len(owned)
         views = <cappy_text *>calloc(most + 1, sizeof(cappy_text))
@@ -172,7 +174,7 @@ cdef class Lexicon:
         try:
             while count < most and (size < most_bytes or count == 0):
                 prefetch(owned, count + PREFETCH_DISTANCE, most, 3)
-                views[count] = view(owned[count], owned)
+                view(owned, count, &views[count])
                 size += views[count].length
                 total += cappy_word_bound(views[count].length)
                 count += 1
@@ -292,28 +294,32 @@ cdef enum:
     PREFETCH_DISTANCE = 8
 
 
-cdef inline int prefetch(list values, size_t index, size_t count, int lines) except -1:
+cdef inline int prefetch(list values, Py_ssize_t index, Py_ssize_t count, int lines) except -1:
     """Has the processor fetch an object's first cache lines, which of many texts takes a good part of the time."""
     if index < count:
         cappy_prefetch(PyList_GetItem(values, index), lines)
     return 0
 
 
-cdef cappy_text view(object text, list owned) except *:
-    """The text's UTF-8 where Python keeps it; `owned` keeps what had to be encoded anew."""
-    cdef cappy_text result
+cdef inline int view(list owned, Py_ssize_t index, cappy_text *text) except -1:
+    """A text's UTF-8 where Python keeps it."""
+    cdef Py_ssize_t size
+    text.bytes = PyUnicode_AsUTF8AndSize(PyList_GetItem(owned, index), &size)
+    text.length = <size_t>size
+    return 0 if text.bytes != NULL else view_encoded(owned, index, text)
+
+
+cdef int view_encoded(list owned, Py_ssize_t index, cappy_text *text) except -1:
+    """What Python can't give as UTF-8: lone surrogates, which like all that isn't ASCII only separate words."""
     cdef Py_ssize_t size
     cdef char *bytes
-    try:
-        result.bytes = PyUnicode_AsUTF8AndSize(text, &size)
-    except UnicodeEncodeError:
-        # Lone surrogates have no UTF-8; like all that isn't ASCII they only separate words.
-        encoded = text.encode("utf-8", "surrogatepass")
-        owned.append(encoded)
-        PyBytes_AsStringAndSize(encoded, &bytes, &size)
-        result.bytes = bytes
-    result.length = <size_t>size
-    return result
+    PyErr_Clear()
+    encoded = str.encode(owned[index], "utf-8", "surrogatepass")
+    owned.append(encoded)
+    PyBytes_AsStringAndSize(encoded, &bytes, &size)
+    text.bytes = bytes
+    text.length = <size_t>size
+    return 0
 
 
 cdef int check(cappy_status status) except -1:
