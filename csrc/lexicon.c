@@ -18,7 +18,7 @@
 #define LINK_BYTES 8
 
 /* So many that the first place is mostly the right one: to guess wrong costs a processor more than the memory. */
-#define PLACES_PER_ENTRY 4
+#define PLACES_PER_ENTRY 8
 #define FIRST_SIZE 128            /* entries; a power of two, as all sizes */
 #define MOST_SIZE ((size_t)1 << 31) /* so that their numbers, and ids, are less than 2^32 */
 

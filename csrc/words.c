@@ -112,20 +112,18 @@ static cappy_status read_text(cappy_lexicon *lexicon, const unsigned char *text,
 {
     /* The end of the text, with zeros behind it, which end the last word and may be read over. */
     unsigned char end[2 * BLOCK + CAPPY_KEY_BYTES] = {0};
-    const unsigned char *block = text;
+    const size_t end_start = length < BLOCK + CAPPY_KEY_BYTES ? 0 : (length - CAPPY_KEY_BYTES) / BLOCK * BLOCK;
+    memcpy(end, text + end_start, length - end_start);
+
+    cappy_id *next = ids;
     const unsigned char *open = NULL; /* the word that goes on into the block */
     size_t open_length = 0;
-    cappy_id *next = ids;
-    for (size_t base = 0; base <= length; base += BLOCK, block += BLOCK) {
-        const size_t rest = length - base;
-        if (block == text + base && rest < BLOCK + CAPPY_KEY_BYTES) {
-            memcpy(end, block, rest);
-            block = end;
-        }
+    for (size_t base = 0; base <= length; base += BLOCK) {
+        const unsigned char *block = base < end_start ? text + base : end + (base - end_start);
         const block_bits bits = look_at(block);
         if (!bits.ascii && may_need_rewriting) {
             may_need_rewriting = false;
-            if (needs_rewriting(text + base, rest)) {
+            if (needs_rewriting(text + base, length - base)) {
                 if (!cappy_buffer_reserve(&lexicon->text, length + CAPPY_KEY_BYTES, 1))
                     return CAPPY_NO_MEMORY;
                 unsigned char *copy = lexicon->text.bytes;
@@ -149,12 +147,10 @@ static cappy_status read_text(cappy_lexicon *lexicon, const unsigned char *text,
             if (!(*next++ = word_id(lexicon, block + start, (size_t)__builtin_ctzll(ends) - start)))
                 return CAPPY_NO_MEMORY;
         }
-        if (starts) {
-            open = block + __builtin_ctzll(starts);
-            open_length = BLOCK - (size_t)__builtin_ctzll(starts);
-        } else if (open) {
-            open_length += BLOCK;
-        }
+        /* No branches: whether a block ends in a word is anyone's guess. */
+        const size_t last_start = (size_t)__builtin_ctzll(starts | (uint64_t)1 << (BLOCK - 1));
+        open_length = starts ? BLOCK - last_start : open_length + (open ? BLOCK : 0);
+        open = starts ? block + last_start : open;
     }
     *count = (size_t)(next - ids);
     return CAPPY_OK;
