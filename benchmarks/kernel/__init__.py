@@ -1,0 +1,1 @@
+"""The benchmark of Rouge-L: `python -m benchmarks.kernel`."""

@@ -1,0 +1,101 @@
+"""From lists of texts to an array of scores: `rouge_l_pairs` beside other packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from benchmarks.kernel.corpus import SEED, Corpus
+from benchmarks.kernel.report import FAR, EndToEnd
+from benchmarks.kernel.rivals import STANDARD, Rival
+from benchmarks.kernel.rounds import Contestant, FloatArray, check_equal, median_and_range, rates, time_once
+from cappy_lite.rouge import rouge_l_pairs
+
+# A rival scores as many pairs as take it this long.
+RIVAL_SECONDS = 0.5
+# A range of lengths has so many parts, and so many pairs in a row have texts of each part.
+PARTS = 5
+
+# Predictions, and the reference of each.
+Texts = tuple[list[str], list[str]]
+
+
+def end_to_end(corpus: Corpus, tokens: tuple[int, int], stem: bool, rivals: Sequence[Rival], rounds: int) -> EndToEnd:
+    """Rates of `rouge_l_pairs`, on one thread and on two, and of the rivals.
+
+    Raises:
+        SystemExit: a number is not rouge-score's to the last bit.
+    """
+    texts = draw_pairs(corpus, *tokens)
+    ours = rouge_l_pairs(*texts, stem=stem)
+    rivals = [rival for rival in rivals if rival.stems or not stem]
+    calls = [partial(rival.score, stem) for rival in rivals]
+    shares = [first_pairs(texts, affordable_pairs(call, texts)) for call in calls]
+    theirs = [call(*share) for call, share in zip(calls, shares, strict=True)]
+    check_equal(ours, theirs[rivals.index(STANDARD)], f"{tokens} tokens, stem={stem}, beside rouge-score")
+
+    contestants = [
+        Contestant(partial(rouge_l_pairs, stem=stem, threads=threads), len(ours), partial(fresh, texts))
+        for threads in (1, 2)
+    ]
+    contestants += [
+        Contestant(call, len(share[0]), partial(fresh, share)) for call, share in zip(calls, shares, strict=True)
+    ]
+    one_thread, two_threads, *rest = rates(contestants, rounds)
+    return {
+        "tokens": tokens,
+        "stem": stem,
+        "pairs": len(ours),
+        "pairs_per_second": float(np.median(one_thread)),
+        "two_threads": median_and_range(two_threads / one_thread),
+        "rivals": [
+            {
+                "package": rival.package,
+                "definition": rival.definition,
+                "pairs": len(scores),
+                "pairs_per_second": float(np.median(rate)),
+                "times_as_fast": median_and_range(one_thread / rate),
+                "other_bits": int((scores != ours[: len(scores)]).any(axis=1).sum()),
+                "far_off": int((np.abs(scores - ours[: len(scores)])[:, 2] > FAR).sum()),
+            }
+            for rival, scores, rate in zip(rivals, theirs, rest, strict=True)
+        ],
+    }
+
+
+def draw_pairs(corpus: Corpus, shortest: int, longest: int) -> Texts:
+    """As many pairs as the corpus surely has, of texts of random lengths."""
+    # A text is longer than the middle of its part of the range by a fifth of the mean length at most.
+    count = len(corpus) * PARTS // (PARTS + 1) // (shortest + longest) // PARTS * PARTS
+    generator = np.random.default_rng(SEED)
+    # The few pairs that a slow rival scores should be as much work, each, as all: any PARTS in a row have, on either
+    # side, a text of each part of the range, and the same parts meet.
+    parts = np.arange(count)[:, None] * (1, 2) % PARTS
+    places = (parts + generator.random((count, 2))) / PARTS
+    places = places[np.argsort(np.arange(count) // PARTS + generator.random(count))]
+    lengths = shortest + (places * (longest + 1 - shortest)).astype(np.int64)
+    texts = corpus.texts(lengths.ravel())
+    return texts[::2], texts[1::2]
+
+
+def first_pairs(texts: Texts, count: int) -> Texts:
+    return texts[0][:count], texts[1][:count]
+
+
+def fresh(texts: Texts) -> Texts:
+    """New str objects: one that was read before may have kept its UTF-8."""
+    predictions, references = ([text[:1] + text[1:] for text in side] for side in texts)
+    return predictions, references
+
+
+def affordable_pairs(call: Callable[..., FloatArray], texts: Texts) -> int:
+    """How many of the pairs take a rival about RIVAL_SECONDS."""
+    total = len(texts[0])
+    count = PARTS
+    while True:
+        seconds = time_once(Contestant(partial(call, *first_pairs(texts, count)), count))
+        if seconds > RIVAL_SECONDS / 8 or count == total:
+            return min(max(int(count * RIVAL_SECONDS / seconds) // PARTS, 1) * PARTS, total)
+        count = min(8 * count, total)
