@@ -291,7 +291,7 @@ cdef int group(Sequences sentences, list counts, cappy_summary *summaries) excep
 
 # Texts that lie ahead: many enough for memory to answer meanwhile.
 cdef enum:
-    PREFETCH_DISTANCE = 8
+    PREFETCH_DISTANCE = 32
 
 
 cdef inline int prefetch(list values, Py_ssize_t index, Py_ssize_t count, int lines) except -1:
