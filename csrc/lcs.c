@@ -6,8 +6,9 @@
  * Crochemore, Iliopoulos, Pinzon and Reid 2001; Hyyro 2004, "Bit-parallel LCS-length computation revisited".
  *
  * A longer pattern takes several words, and the addition carries from one to the next. Beyond STRIP_WORDS of them, both
- * sequences are first freed of what the other hasn't, which can't be in the answer, and the pattern is done in strips,
- * each over the whole text, that hand their carries on: memory grows with the lengths' sum, not their product. */
+ * sequences are first freed of their common ends, which are in the answer, and of what the other hasn't, which can't be.
+ * Then the pattern is done in strips, each over the whole text, that hand their carries on: memory grows with the
+ * lengths' sum, not their product. */
 #include "parts.h"
 
 #include <string.h>
@@ -188,8 +189,23 @@ static size_t lcs_strips(cappy_space *space, cappy_sequence pattern, cappy_seque
     return length;
 }
 
+/* Takes off what both sequences begin and end with; returns how much that is of each. */
+static size_t strip_ends(cappy_sequence *shorter, cappy_sequence *longer)
+{
+    const size_t most = shorter->length;
+    size_t start = 0, end = 0;
+    while (start < most && shorter->ids[start] == longer->ids[start])
+        start++;
+    while (end < most - start && shorter->ids[most - 1 - end] == longer->ids[longer->length - 1 - end])
+        end++;
+    *shorter = (cappy_sequence){shorter->ids + start, shorter->length - start - end};
+    *longer = (cappy_sequence){longer->ids + start, longer->length - start - end};
+    return start + end;
+}
+
 static size_t lcs_long(cappy_space *space, cappy_sequence shorter, cappy_sequence longer)
 {
+    const size_t ends = strip_ends(&shorter, &longer);
     cappy_sequence common[2];
     cappy_lay(space, (cappy_sequence){0});
     /* keep_common writes one letter behind those that it keeps. */
@@ -200,7 +216,7 @@ static size_t lcs_long(cappy_space *space, cappy_sequence shorter, cappy_sequenc
         return 0;
     keep_common(space, shorter, longer, common);
     const bool swapped = common[0].length > common[1].length;
-    return lcs_strips(space, common[swapped], common[!swapped]);
+    return ends + lcs_strips(space, common[swapped], common[!swapped]);
 }
 
 size_t cappy_lcs(cappy_space *space, cappy_sequence prediction, cappy_sequence reference)

@@ -119,19 +119,18 @@ static cappy_id intern_word(cappy_lexicon *lexicon, const unsigned char *letters
 
 cappy_id cappy_lexicon_add(cappy_lexicon *lexicon, const unsigned char *letters, size_t length)
 {
-    if (lexicon->kind != WRITTEN)
-        return intern_word(lexicon, letters, length);
     if (!cappy_buffer_reserve(&lexicon->word, length + CAPPY_KEY_BYTES, 1))
         return 0;
-    unsigned char *stem = lexicon->word.bytes;
+    unsigned char *word = lexicon->word.bytes;
     for (size_t i = 0; i < length; i++)
-        stem[i] = letters[i] | 0x20;
-    const size_t stem_length = length > UNSTEMMED_LENGTH ? cappy_stem((char *)stem, length) : length;
-    const cappy_id id = intern_word(lexicon, stem, stem_length);
+        word[i] = letters[i] | 0x20;
+    if (lexicon->kind != WRITTEN)
+        return intern_word(lexicon, word, length);
+    cappy_key written = {0, 0};
     if (length <= CAPPY_KEY_BYTES) {
-        cappy_key written = cappy_key_of(letters, length);
+        written = cappy_key_of(word, length);
         written.low |= WRITTEN;
-        enter(&lexicon->table, written, id);
     }
-    return id;
+    const cappy_id id = intern_word(lexicon, word, length > UNSTEMMED_LENGTH ? cappy_stem((char *)word, length) : length);
+    return written.low ? enter(&lexicon->table, written, id) : id;
 }

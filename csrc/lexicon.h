@@ -35,7 +35,7 @@ struct cappy_lexicon {
     uint64_t kind; /* bits that the keys of words in texts have, besides their letters */
     cappy_id last; /* the id given last */
     cappy_buffer text; /* a text that had to be rewritten */
-    cappy_buffer word; /* a word that is being stemmed */
+    cappy_buffer word; /* one that is being added */
 };
 
 /* Makes room for that many new words of so many letters in all. */
@@ -58,10 +58,13 @@ static inline cappy_key cappy_key_of(const unsigned char *letters, size_t length
     return (cappy_key){(key.low | lower) & mask.low, (key.high | lower) & mask.high};
 }
 
-/* Where the search for a key begins. The upper half of a product depends on every bit of its factors. */
+/* Where the search for a key begins. The upper half of the product depends on all letters, the lower half tells the links
+ * of a chain apart, whose numbers go up one by one; the constants break the patterns of repeated letters. (The function
+ * is that of wyhash, by Wang Yi.) */
 static inline size_t cappy_hash(cappy_key key)
 {
-    return (size_t)((cappy_wide)key.low * (key.high ^ 0x9E3779B97F4A7C15u) >> 64);
+    const cappy_wide product = (cappy_wide)(key.low ^ 0xA0761D6478BD642Fu) * (key.high ^ 0xE7037ED1A0B428DBu);
+    return (size_t)(product >> 64 ^ product);
 }
 
 /* The key's id, 0 if the table doesn't have it. */
