@@ -43,11 +43,12 @@ LOOPS = (
 # Without numpy, which takes long under valgrind. Given lengths of patterns and of a text, it makes one call: one
 # pattern is the reference of a pair, several are the first block of a matrix's rows.
 PROGRAM = """
-import json, sys
+import json, random, sys
 from cappy_lite import _kernel
 
+letters = random.Random(0)
 for patterns, text in json.loads(sys.argv[1]):
-    *rows, column = [[place % 97 for place in range(length)] for length in (*patterns, text)]
+    *rows, column = [letters.choices(range(97), k=length) for length in (*patterns, text)]
     scoring = _kernel.Scoring(lambda: None)
     if len(rows) == 1:
         scores = memoryview(bytearray(3 * 8)).cast("d", (1, 3))

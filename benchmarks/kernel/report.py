@@ -92,9 +92,9 @@ def tables(report: Report) -> str:
     """Everything in Markdown."""
     parts = [
         f"Measured on {described(report)}.",
-        "Pairs a second from lists of texts to an array of scores, on one thread; a rival scores the first so many of "
-        "the same pairs as take it about half a second. In brackets: how many times as fast cappy-lite is, the median "
-        "of the rounds and their range.",
+        "Pairs a second from lists of texts to an array of scores, on one thread; a rival scores as many of the same "
+        "pairs as take it about half a second, five at least. In brackets: how many times as fast cappy-lite is, the "
+        "median of the rounds and their range.",
     ]
     for stem in (False, True):
         results = [one for one in report["classes"] if one["stem"] == stem]
