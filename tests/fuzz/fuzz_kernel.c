@@ -2,9 +2,13 @@
  * kernel on them, some with memory that runs out or a watch that stops them. Whatever the kernel answers is compared
  * with plain code below: rouge-score's words, the full table of the longest common subsequence, and the walk back
  * through it. Only the stemmer is the kernel's own; the Python tests compare it with NLTK's. `run` builds it. */
+#define _DEFAULT_SOURCE /* mmap */
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "parts.h"
 
@@ -108,10 +112,23 @@ static struct {
     size_t start; /* of the text that is being written */
 } draft;
 
-/* Each in memory of its own that ends with it, so that a read beyond it is seen; but a text may be one before again. */
 static cappy_text texts[MOST_TEXTS];
-static bool repeated[MOST_TEXTS];
 static size_t text_count;
+
+/* Where a text ends: at the end of a page, behind which nothing may be read, since the sanitizers don't see what each
+ * vector instruction reads. */
+static char *page_end(size_t text)
+{
+    static char *pages;
+    const size_t size = (size_t)sysconf(_SC_PAGESIZE);
+    if (pages == NULL) {
+        pages = mmap(NULL, 2 * MOST_TEXTS * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        REQUIRE(pages != MAP_FAILED && size >= MOST_BYTES);
+        for (size_t i = 0; i < MOST_TEXTS; i++)
+            REQUIRE(mprotect(pages + (2 * i + 1) * size, size, PROT_NONE) == 0);
+    }
+    return pages + (2 * text + 1) * size;
+}
 
 /* As much of it as there is room for. */
 static void append(const char *bytes, size_t size)
@@ -132,9 +149,8 @@ static void end_text(void)
     const size_t length = draft.used - draft.start;
     if (text_count == MOST_TEXTS)
         return;
-    char *copy = allocate(length, 1);
+    char *copy = page_end(text_count) - length;
     memcpy(copy, draft.bytes + draft.start, length);
-    repeated[text_count] = false;
     texts[text_count++] = (cappy_text){copy, length};
     draft.start = draft.used;
 }
@@ -147,16 +163,12 @@ static void repeat_text(size_t which)
         return;
     draft.used += texts[which % text_count].length;
     draft.start = draft.used;
-    repeated[text_count] = true;
     texts[text_count] = texts[which % text_count];
     text_count++;
 }
 
-static void free_texts(void)
+static void forget_texts(void)
 {
-    for (size_t i = 0; i < text_count; i++)
-        if (!repeated[i])
-            free((char *)texts[i].bytes);
     text_count = 0;
     draft.used = draft.start = 0;
 }
@@ -332,13 +344,16 @@ static void read_texts(bool stem)
         const char *start = texts[i].bytes, *end = start + texts[i].length;
         whole[i] = (word_list){numbers, 0};
         first_line[i] = line;
-        for (const char *next = start; next; start = next + 1, line++) {
+        for (bool last = false; !last; line++) {
             /* The last line may have others in it. */
-            next = line + 1 < first_line[i] + MOST_LINES ? memchr(start, '\n', (size_t)(end - start)) : NULL;
-            line_texts[line] = (cappy_text){start, (size_t)((next ? next : end) - start)};
+            const bool more = line + 1 < first_line[i] + MOST_LINES;
+            const char *newline = more ? memchr(start, '\n', (size_t)(end - start)) : NULL;
+            last = newline == NULL;
+            line_texts[line] = (cappy_text){start, (size_t)((last ? end : newline) - start)};
             lines[line] = (word_list){numbers, read_line(line_texts[line], stem, numbers)};
             numbers += lines[line].length;
             whole[i].length += lines[line].length;
+            start += line_texts[line].length + !last;
         }
     }
     first_line[text_count] = line;
@@ -651,6 +666,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     cappy_space_free(kept);
     free_reading(&read);
     forget_vocabulary();
-    free_texts();
+    forget_texts();
     return 0;
 }
