@@ -28,7 +28,7 @@ struct cappy_space {
     cappy_buffer common[2]; /* cappy_id: numbers of what each has in common with the other */
     cappy_buffer carries;   /* unsigned char */
 
-    cappy_buffer lanes; /* cappy_lanes [id], for a matrix: as `masks`, for several patterns; 0 between blocks of rows */
+    cappy_buffer lanes; /* uint64_t [id][CAPPY_MATRIX_ROWS], for a matrix: as `masks`, for several patterns */
 
     /* For Rouge-Lsum. */
     cappy_buffer rows;      /* uint64_t [row][words]: the whole table of a pair of sentences */
@@ -45,7 +45,15 @@ bool cappy_begin(cappy_space *space, cappy_id bound);
 /* Counts steps of work, asks the watch when there were many, and says whether to go on. */
 bool cappy_goes_on(cappy_space *space, size_t steps);
 
-/* Precision, recall and F-measure into `scores`. */
+/* F-measure of two sequences with so much in common, more than 0, in rouge-score's own order of operations. It is the
+ * same whichever is called the reference. */
+static inline double cappy_fmeasure(double common, double prediction_length, double reference_length)
+{
+    const double precision = common / prediction_length, recall = common / reference_length;
+    return 2 * precision * recall / (precision + recall);
+}
+
+/* Precision, recall and F-measure into `scores`; all 0 if they have nothing in common. */
 void cappy_score(size_t common, size_t prediction_length, size_t reference_length, double scores[3]);
 
 /* lcs.c */
@@ -58,17 +66,15 @@ size_t cappy_lcs(cappy_space *space, cappy_sequence prediction, cappy_sequence r
 
 /* lanes.c */
 
-/* A row of the recurrence for each of CAPPY_MATRIX_ROWS patterns. */
-typedef uint64_t cappy_lanes __attribute__((vector_size(CAPPY_MATRIX_ROWS * sizeof(uint64_t))));
-
-/* Adds the places of `patterns`, at most CAPPY_MATRIX_ROWS, to masks[id]. Patterns longer than CAPPY_WORD_BITS are left
- * out. */
-void cappy_lanes_lay(cappy_lanes *masks, const cappy_sequence *patterns, size_t count);
+/* Adds the places of patterns, at most CAPPY_MATRIX_ROWS, to masks[id][row]. Patterns longer than CAPPY_WORD_BITS are
+ * left out. */
+void cappy_lanes_lay(uint64_t *masks, const cappy_sequence *patterns, size_t count);
 
 /* Takes them out again. */
-void cappy_lanes_lift(cappy_lanes *masks, const cappy_sequence *patterns, size_t count);
+void cappy_lanes_lift(uint64_t *masks, const cappy_sequence *patterns, size_t count);
 
-/* Length of the longest common subsequence of the text and each pattern. */
-void cappy_lanes_lcs(const cappy_lanes *masks, cappy_sequence text, size_t lengths[CAPPY_MATRIX_ROWS]);
+/* F-measures of the text and each pattern. */
+void cappy_lanes_score(const uint64_t *masks, const double pattern_lengths[CAPPY_MATRIX_ROWS], cappy_sequence text,
+                       double fmeasures[CAPPY_MATRIX_ROWS]);
 
 #endif

@@ -52,17 +52,14 @@ bool cappy_goes_on(cappy_space *space, size_t steps)
     return space->status == CAPPY_OK;
 }
 
-/* In rouge-score's own order of operations; 0 without a common word. */
 void cappy_score(size_t common, size_t prediction_length, size_t reference_length, double scores[3])
 {
     scores[0] = scores[1] = scores[2] = 0.0;
     if (common == 0)
         return;
-    const double precision = (double)common / (double)prediction_length;
-    const double recall = (double)common / (double)reference_length;
-    scores[0] = precision;
-    scores[1] = recall;
-    scores[2] = 2 * precision * recall / (precision + recall);
+    scores[0] = (double)common / (double)prediction_length;
+    scores[1] = (double)common / (double)reference_length;
+    scores[2] = cappy_fmeasure((double)common, (double)prediction_length, (double)reference_length);
 }
 
 cappy_status cappy_rouge_l_pairs(cappy_space *space, const cappy_sequence *predictions,
@@ -78,46 +75,42 @@ cappy_status cappy_rouge_l_pairs(cappy_space *space, const cappy_sequence *predi
     return space->status;
 }
 
-/* The F-measure, which is the same whichever text is called the reference, in both of its cells. */
-static void score_cells(const cappy_sequence *sequences, size_t count, size_t row, size_t column, size_t lcs,
-                        double *fmeasures)
-{
-    double scores[3];
-    cappy_score(lcs, sequences[row].length, sequences[column].length, scores);
-    fmeasures[row * count + column] = fmeasures[column * count + row] = scores[2];
-}
-
 /* A block of rows of the matrix, from the diagonal on. */
 static void score_rows(cappy_space *space, const cappy_sequence *sequences, size_t count, size_t first, double *fmeasures)
 {
-    const size_t end = count - first < CAPPY_MATRIX_ROWS ? count : first + CAPPY_MATRIX_ROWS;
-    cappy_lanes_lay(space->lanes.bytes, sequences + first, end - first);
+    const size_t rows = count - first < CAPPY_MATRIX_ROWS ? count - first : CAPPY_MATRIX_ROWS;
+    double lengths[CAPPY_MATRIX_ROWS] = {0};
+    for (size_t k = 0; k < rows; k++)
+        lengths[k] = (double)sequences[first + k].length;
+    cappy_lanes_lay(space->lanes.bytes, sequences + first, rows);
     for (size_t column = first; column < count; column++) {
-        size_t lengths[CAPPY_MATRIX_ROWS];
+        double scores[CAPPY_MATRIX_ROWS];
         if (!cappy_goes_on(space, sequences[column].length + CAPPY_MATRIX_ROWS))
             break;
-        cappy_lanes_lcs(space->lanes.bytes, sequences[column], lengths);
-        for (size_t row = first; row < end; row++)
-            score_cells(sequences, count, row, column, lengths[row - first], fmeasures);
+        cappy_lanes_score(space->lanes.bytes, lengths, sequences[column], scores);
+        for (size_t k = 0; k < rows; k++)
+            fmeasures[(first + k) * count + column] = fmeasures[column * count + first + k] = scores[k];
     }
-    cappy_lanes_lift(space->lanes.bytes, sequences + first, end - first);
+    cappy_lanes_lift(space->lanes.bytes, sequences + first, rows);
 }
 
 /* A row of the matrix, from the diagonal on. */
 static void score_row(cappy_space *space, const cappy_sequence *sequences, size_t count, size_t row, double *fmeasures)
 {
     for (size_t column = row; column < count; column++) {
+        double scores[3];
         if (!cappy_goes_on(space, sequences[row].length + sequences[column].length))
             break;
         const size_t lcs = cappy_lcs(space, sequences[column], sequences[row]);
-        score_cells(sequences, count, row, column, lcs, fmeasures);
+        cappy_score(lcs, sequences[column].length, sequences[row].length, scores);
+        fmeasures[row * count + column] = fmeasures[column * count + row] = scores[2];
     }
 }
 
 cappy_status cappy_rouge_l_matrix(cappy_space *space, const cappy_sequence *sequences, size_t count,
                                   size_t first_block, size_t block_step, cappy_id bound, double *fmeasures)
 {
-    if (!cappy_begin(space, bound) || !cappy_reserve(space, &space->lanes, bound, sizeof(cappy_lanes)))
+    if (!cappy_begin(space, bound) || !cappy_reserve(space, &space->lanes, bound, CAPPY_MATRIX_ROWS * sizeof(uint64_t)))
         return space->status;
     for (size_t first = first_block * CAPPY_MATRIX_ROWS; first < count; first += block_step * CAPPY_MATRIX_ROWS) {
         score_rows(space, sequences, count, first, fmeasures);
