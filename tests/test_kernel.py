@@ -385,6 +385,15 @@ def test_long_words_with_common_starts_are_distinct() -> None:
     assert score_pairs(_kernel, [" ".join(some)], [" ".join(upper)]).tolist() == [[1.0, 1.0, 1.0]]
 
 
+def test_short_words_are_not_taken_for_ends_of_long_ones() -> None:
+    """In the lexicon a long word's end stands beside the number of its start, and a letter is a number too."""
+    starts = [f"{number:016}" for number in range(200)]
+    ends = [start + "q" * 8 for start in starts]
+    short = ["q" * 8 + letter for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]
+    assert_distinct([*starts, *ends, *short])
+    assert_distinct([*starts, *short, *ends])
+
+
 def test_many_words_are_distinct() -> None:
     """The lexicon grows while it reads."""
     some = [f"{number:x}" * (1 + number % 7) for number in range(20_000)]
