@@ -70,6 +70,7 @@ cdef extern from "cappy.h" nogil:
     const size_t CAPPY_MATRIX_ROWS
     cappy_space *cappy_space_new(cappy_watch watch)
     void cappy_space_free(cappy_space *space)
+    size_t cappy_space_size(cappy_space *space)
     cappy_status cappy_rouge_l_pairs(
         cappy_space *space, const cappy_sequence *predictions, const cappy_sequence *references, size_t count,
         cappy_id bound, double *scores
@@ -190,7 +191,7 @@ cdef class Lexicon:
 
 cdef class Scoring:
     cdef cappy_space *space
-    cdef object watch
+    cdef public object watch
     cdef object raised
 
     def __cinit__(self, watch):
@@ -201,6 +202,10 @@ cdef class Scoring:
 
     def __dealloc__(self):
         cappy_space_free(self.space)
+
+    @property
+    def size(self):
+        return cappy_space_size(self.space)
 
     def rouge_l_pairs(self, Sequences predictions not None, Sequences references not None, double[:, ::1] scores):
         cdef size_t count = scores.shape[0]

@@ -72,12 +72,17 @@ class Scoring:
     """Scores sequences, and calls `watch` from time to time; what it raises ends the call."""
 
     def __init__(self, watch: Callable[[], None]) -> None:
-        self._watch = watch
+        self.watch = watch
+
+    @property
+    def size(self) -> int:
+        """How many bytes it keeps from call to call."""
+        return 0
 
     def rouge_l_pairs(self, predictions: Sequences, references: Sequences, scores: npt.NDArray[np.float64]) -> None:
         """Precision, recall and F-measure of the first pairs into `scores`, as many as it has rows."""
         for index in range(len(scores)):
-            self._watch()
+            self.watch()
             scores[index] = rouge_l(predictions.ids[index], references.ids[index])
 
     def rouge_lsum_pairs(
@@ -91,7 +96,7 @@ class Scoring:
         """The same for Rouge-Lsum; the counts say how many sentences each text has."""
         prediction_sentences, reference_sentences = iter(predictions.ids), iter(references.ids)
         for index, (p_count, r_count) in enumerate(zip(prediction_counts, reference_counts, strict=True)):
-            self._watch()
+            self.watch()
             prediction = list(islice(prediction_sentences, p_count))
             reference = list(islice(reference_sentences, r_count))
             scores[index] = rouge_lsum(prediction, reference)
@@ -108,7 +113,7 @@ class Scoring:
         for row in range(count):
             if row // MATRIX_ROWS % block_step != first_block:
                 continue
-            self._watch()
+            self.watch()
             for column in range(row, count):
                 score = rouge_l(texts.ids[row], texts.ids[column])
                 fmeasures[row, column] = fmeasures[column, row] = score[2]

@@ -22,7 +22,7 @@ from functools import partial
 from itertools import chain
 from operator import itemgetter
 from queue import Empty, SimpleQueue
-from threading import Event, local
+from threading import Event
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
@@ -35,10 +35,11 @@ from cappy_lite.words import characters, unicode_words
 
 FloatArray = npt.NDArray[np.float64]
 
+Tokenize = Callable[[str], Iterable[Hashable]]
 # "rouge", "unicode", "char", or a function from a text to its tokens.
-Tokenizer = str | Callable[[str], Iterable[Hashable]]
+Tokenizer = str | Tokenize
 
-TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"unicode": unicode_words, "char": characters}
+TOKENIZERS: dict[str, Tokenize] = {"unicode": unicode_words, "char": characters}
 
 # Texts that a thread takes at a time: few enough for a processor's cache, enough to make little of taking them.
 SHARE = 512
@@ -46,7 +47,10 @@ SHARE = 512
 CHUNK_BYTES = 1 << 20
 ALL_BYTES = 1 << 63
 # Words after which a thread forgets those that it has seen: it keeps memory flat, and costs reading them anew.
-KNOWN_WORDS = 1 << 17
+KNOWN_WORDS = 1 << 18
+# What is kept between calls: at most so many threads' workers, of so much memory beside their words.
+MOST_IDLE = 8
+IDLE_BYTES = 1 << 23
 
 
 class RougeL(NamedTuple):
@@ -188,11 +192,12 @@ def rouge_l_matrix(
         InputTypeError, InputValueError: as for `rouge_l_pairs`.
     """
     checked = _check_texts("texts", texts)
-    new_reader = _check_tokenizer(stem, tokenizer)
+    worker = _Worker.borrow(stem, _check_tokenizer(stem, tokenizer), _go_on)
     count = len(checked)
     blocks = -(-count // _kernel.MATRIX_ROWS)
     block_step = max(min(_check_threads(threads), blocks), 1)
-    sequences = new_reader(_go_on).read(checked, 0, count, ALL_BYTES)
+    sequences = worker.read(checked)
+    worker.give_back()
     fmeasures = np.empty((count, count))
     first_blocks = iter(range(block_step))
 
@@ -219,7 +224,7 @@ def _go_on() -> None:
 class _TokenReader:
     """Reads texts with a Python tokenizer; to be used as the kernel's Lexicon."""
 
-    def __init__(self, tokenize: Callable[[str], Iterable[Hashable]], watch: Watch) -> None:
+    def __init__(self, tokenize: Tokenize, watch: Watch) -> None:
         self._tokenize = tokenize
         self._watch = watch
         self._ids: dict[Hashable, int] = {}
@@ -262,18 +267,46 @@ def _shortened(text: str) -> str:
 
 
 class _Worker:
-    """What one thread scores with."""
+    """What one thread scores with: it has the words that it has read, and memory of its own."""
 
-    def __init__(self, new_reader: Callable[[Watch], Any], watch: Watch) -> None:
-        self._new_reader = new_reader
-        self._watch = watch
-        self._reader = new_reader(watch)
+    def __init__(self, stem: bool, tokenize: Tokenize | None, watch: Watch) -> None:
+        self._stem = stem
+        self._tokenize = tokenize
         self._scoring = _kernel.Scoring(watch)
+        self._reader = self._new_reader()
+
+    def _new_reader(self) -> Any:
+        if self._tokenize:
+            return _TokenReader(self._tokenize, self._scoring.watch)
+        return _kernel.Lexicon(self._stem)
+
+    @classmethod
+    def borrow(cls, stem: bool, tokenize: Tokenize | None, watch: Watch) -> _Worker:
+        """One that idles, or a new one. It knows the words of earlier calls, which needn't be stemmed again."""
+        if tokenize is None:
+            try:
+                worker = _idle[stem].pop()
+            except IndexError:
+                pass
+            else:
+                worker._scoring.watch = watch
+                return worker
+        return cls(stem, tokenize, watch)
+
+    def give_back(self) -> None:
+        """For later calls, if it isn't too large to keep."""
+        self._scoring.watch = _go_on
+        small = self._reader.size <= KNOWN_WORDS and self._scoring.size <= IDLE_BYTES
+        if self._tokenize is None and small and len(_idle[self._stem]) < MOST_IDLE:
+            _idle[self._stem].append(self)
 
     def forget(self) -> None:
         """Keeps memory flat, if there is much to forget."""
         if self._reader.size > KNOWN_WORDS:
-            self._reader = self._new_reader(self._watch)
+            self._reader = self._new_reader()
+
+    def read(self, texts: list[str]) -> Any:
+        return self._reader.read(texts, 0, len(texts), ALL_BYTES)
 
     def rouge_l(self, predictions: list[str], references: list[str], start: int, stop: int, scores: FloatArray) -> None:
         """Scores of the pairs from start to stop into the same rows of `scores`."""
@@ -294,18 +327,12 @@ class _Worker:
         for texts in (predictions, references):
             sentences = [[line for line in text.split("\n") if line] for text in texts[start:stop]]
             lines = list(chain.from_iterable(sentences))
-            arguments += [self._reader.read(lines, 0, len(lines), ALL_BYTES), list(map(len, sentences))]
+            arguments += [self.read(lines), list(map(len, sentences))]
         self._scoring.rouge_lsum_pairs(*arguments, scores[start:stop])
 
 
-class _Idle(local):
-    """Each thread's workers for texts that come one by one: to make one takes longer than to score a short text."""
-
-    def __init__(self) -> None:
-        self.workers: dict[bool, _Worker] = {}  # by `stem`
-
-
-_idle = _Idle()
+# Workers between two calls, by `stem`.
+_idle: dict[bool, list[_Worker]] = {False: [], True: []}
 
 # One of _Worker's two.
 Score = Callable[[_Worker, list[str], list[str], int, int, FloatArray], None]
@@ -315,15 +342,10 @@ def _score_one(score: Score, prediction: object, references: object, stem: bool,
     if not isinstance(prediction, str):
         raise _not_text("prediction", prediction)
     group = list(_check_references("references", references))
-    new_reader = _check_tokenizer(stem, tokenizer)
+    worker = _Worker.borrow(stem, _check_tokenizer(stem, tokenizer), _go_on)
     scores = np.empty((len(group), 3))
-    # Taken out while it is used: a signal's handler may score texts too.
-    worker = _idle.workers.pop(stem, None) if tokenizer == "rouge" else None
-    worker = worker or _Worker(new_reader, _go_on)
     score(worker, [prediction] * len(group), group, 0, len(group), scores)
-    if tokenizer == "rouge":
-        worker.forget()
-        _idle.workers[stem] = worker
+    worker.give_back()
     # max keeps the first of equals.
     return RougeL(*max(scores.tolist(), key=itemgetter(2)))
 
@@ -337,7 +359,7 @@ def _score_pairs(
         raise InputValueError(
             f"predictions and references must have the same length: they have {len(texts)} and {len(groups)}"
         )
-    new_reader = _check_tokenizer(stem, tokenizer)
+    tokenize = _check_tokenizer(stem, tokenizer)
     score_share = score if _kernel.all_texts(groups) else partial(_score_best, score)
     shares: SimpleQueue[int] = SimpleQueue()
     for start in range(0, len(texts), SHARE):
@@ -345,11 +367,12 @@ def _score_pairs(
     scores = np.empty((len(texts), 3))
 
     def score_shares(watch: Watch) -> None:
-        worker = _Worker(new_reader, watch)
+        worker = _Worker.borrow(stem, tokenize, watch)
         for start in _taken(shares):
             watch()
             worker.forget()
             score_share(worker, texts, groups, start, min(start + SHARE, len(texts)), scores)
+        worker.give_back()
 
     _run(score_shares, min(_check_threads(threads), max(shares.qsize(), 1)))
     return scores
@@ -444,20 +467,18 @@ def _check_reference_lists(name: str, values: object) -> list[Any]:
     return groups
 
 
-def _check_tokenizer(stem: object, tokenizer: object) -> Callable[[Watch], Any]:
-    """A function that makes a reader of texts, one for each thread."""
+def _check_tokenizer(stem: object, tokenizer: object) -> Tokenize | None:
+    """The function that makes tokens; None for rouge-score's, which the kernel makes."""
     if not isinstance(stem, bool):
         raise InputTypeError(f"stem must be True or False, not {stem!r}")
     if tokenizer == "rouge":
-        return lambda watch: _kernel.Lexicon(stem)
+        return None
     if stem:
         raise InputValueError("stem=True works with tokenizer='rouge' alone: Porter's stemmer knows ASCII words")
-    tokenize = (
-        {"unicode": unicode_words, "char": characters}.get(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    )
+    tokenize = TOKENIZERS.get(tokenizer) if isinstance(tokenizer, str) else tokenizer
     if not callable(tokenize):
         raise InputValueError(f"tokenizer must be 'rouge', 'unicode', 'char' or a function, not {tokenizer!r}")
-    return lambda watch: _TokenReader(tokenize, watch)
+    return tokenize
 
 
 def _check_threads(threads: int | None) -> int:

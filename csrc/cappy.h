@@ -68,6 +68,9 @@ typedef struct cappy_space cappy_space;
 cappy_space *cappy_space_new(cappy_watch watch);
 void cappy_space_free(cappy_space *space);
 
+/* How many bytes it holds. */
+size_t cappy_space_size(cappy_space *space);
+
 /* The calls below take sequences whose ids are less than `bound`. */
 
 /* Precision, recall and F-measure of each prediction against its reference into `scores`, count x 3. Fastest where

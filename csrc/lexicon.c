@@ -17,39 +17,31 @@
 #define LINK ((uint64_t)1 << 63)    /* in `high`: a link of a chain */
 #define LINK_BYTES 8
 
-/* So many that the first place is mostly the right one: to guess wrong costs a processor more than the memory. */
-#define PLACES_PER_ENTRY 8
-#define FIRST_SIZE 128            /* entries; a power of two, as all sizes */
-#define MOST_SIZE ((size_t)1 << 31) /* so that their numbers, and ids, are less than 2^32 */
-
-static size_t size_of(const cappy_table *table) { return (table->mask + 1) / PLACES_PER_ENTRY; }
+#define FIRST_SLOTS 256
+#define MOST_SLOTS ((size_t)1 << 32) /* so that ids are less than 2^32 */
 
 /* Enters a key that the table doesn't have. */
 static cappy_id enter(cappy_table *table, cappy_key key, cappy_id id)
 {
     size_t at = cappy_hash(key);
-    while (table->places[at & table->mask])
+    while (table->slots[at & table->mask].id)
         at++;
-    table->places[at & table->mask] = (uint32_t)table->count;
-    table->entries[table->count++] = (cappy_entry){key, id};
+    table->slots[at & table->mask] = (cappy_slot){key, id};
+    table->used++;
     return id;
 }
 
-static bool resize(cappy_table *table, size_t size)
+static bool resize(cappy_table *table, size_t slot_count)
 {
-    cappy_entry *entries = calloc(size, sizeof *entries);
-    uint32_t *places = calloc(size * PLACES_PER_ENTRY, sizeof *places);
-    if (entries == NULL || places == NULL) {
-        free(entries);
-        free(places);
-        return false;
-    }
     const cappy_table old = *table;
-    *table = (cappy_table){places, size * PLACES_PER_ENTRY - 1, entries, 1};
-    for (size_t i = 1; i < old.count; i++)
-        enter(table, old.entries[i].key, old.entries[i].id);
-    free(old.entries);
-    free(old.places);
+    cappy_slot *slots = calloc(slot_count, sizeof *slots);
+    if (slots == NULL)
+        return false;
+    *table = (cappy_table){slots, slot_count - 1, 0};
+    for (size_t i = 0; old.slots && i <= old.mask; i++)
+        if (old.slots[i].id)
+            enter(table, old.slots[i].key, old.slots[i].id);
+    free(old.slots);
     return true;
 }
 
@@ -59,7 +51,7 @@ cappy_lexicon *cappy_lexicon_new(bool stem)
     if (lexicon == NULL)
         return NULL;
     lexicon->kind = stem ? WRITTEN : 0;
-    if (!resize(&lexicon->table, FIRST_SIZE)) {
+    if (!resize(&lexicon->table, FIRST_SLOTS)) {
         free(lexicon);
         return NULL;
     }
@@ -70,8 +62,7 @@ void cappy_lexicon_free(cappy_lexicon *lexicon)
 {
     if (lexicon == NULL)
         return;
-    free(lexicon->table.places);
-    free(lexicon->table.entries);
+    free(lexicon->table.slots);
     cappy_buffer_free(&lexicon->text);
     cappy_buffer_free(&lexicon->word);
     free(lexicon);
@@ -79,20 +70,20 @@ void cappy_lexicon_free(cappy_lexicon *lexicon)
 
 cappy_id cappy_lexicon_bound(const cappy_lexicon *lexicon) { return lexicon->last + 1; }
 
-size_t cappy_lexicon_size(const cappy_lexicon *lexicon) { return lexicon->table.count - 1; }
+size_t cappy_lexicon_size(const cappy_lexicon *lexicon) { return lexicon->table.used; }
 
 cappy_status cappy_lexicon_reserve(cappy_lexicon *lexicon, size_t words, size_t letters)
 {
     /* Each word, its stem, and the links of its chain. */
-    const size_t needed = lexicon->table.count + 2 * words + letters / LINK_BYTES;
-    size_t size = size_of(&lexicon->table);
-    if (needed <= size)
+    const size_t needed = 2 * (lexicon->table.used + 2 * words + letters / LINK_BYTES);
+    size_t slot_count = lexicon->table.mask + 1;
+    if (needed <= slot_count)
         return CAPPY_OK;
-    while (size < needed)
-        size *= 2;
-    if (size > MOST_SIZE)
+    while (slot_count < needed)
+        slot_count *= 2;
+    if (slot_count > MOST_SLOTS)
         return CAPPY_TOO_LARGE;
-    return resize(&lexicon->table, size) ? CAPPY_OK : CAPPY_NO_MEMORY;
+    return resize(&lexicon->table, slot_count) ? CAPPY_OK : CAPPY_NO_MEMORY;
 }
 
 /* The key's id, a new one if it has none. */
@@ -124,13 +115,13 @@ cappy_id cappy_lexicon_add(cappy_lexicon *lexicon, const unsigned char *letters,
     unsigned char *word = lexicon->word.bytes;
     for (size_t i = 0; i < length; i++)
         word[i] = letters[i] | 0x20;
-    if (lexicon->kind != WRITTEN)
-        return intern_word(lexicon, word, length);
     cappy_key written = {0, 0};
     if (length <= CAPPY_KEY_BYTES) {
         written = cappy_key_of(word, length);
-        written.low |= WRITTEN;
+        written.low |= lexicon->kind;
     }
+    if (lexicon->kind != WRITTEN)
+        return written.low ? enter(&lexicon->table, written, ++lexicon->last) : intern_word(lexicon, word, length);
     const cappy_id id = intern_word(lexicon, word, length > UNSTEMMED_LENGTH ? cappy_stem((char *)word, length) : length);
     return written.low ? enter(&lexicon->table, written, id) : id;
 }

@@ -7,9 +7,6 @@
 #include "buffer.h"
 #include "cappy.h"
 
-/* A hash table whose keys are the words' letters themselves, 16 bytes at most, so that comparing words is two
- * comparisons whatever they are. Its entries lie in the order in which they came: frequent words come early and lie close
- * together, where a processor's cache keeps them. */
 #define CAPPY_KEY_BYTES 16
 
 typedef struct {
@@ -20,14 +17,15 @@ __extension__ typedef unsigned __int128 cappy_wide;
 
 typedef struct {
     cappy_key key;
-    cappy_id id;
-} cappy_entry;
+    cappy_id id; /* 0 where the slot is free */
+} cappy_slot;
 
+/* A hash table whose keys are the words' letters themselves, 16 at most, so that comparing words is two comparisons
+ * whatever they are. */
 typedef struct {
-    uint32_t *places; /* [hash]: where the key's entry is; 0 where there is none */
-    size_t mask;
-    cappy_entry *entries; /* the first is no word's, and has a key that no word has */
-    size_t count;         /* entries, the first too */
+    cappy_slot *slots;
+    size_t mask; /* one less than there are, a power of two */
+    size_t used; /* half of them at most */
 } cappy_table;
 
 struct cappy_lexicon {
@@ -67,15 +65,13 @@ static inline size_t cappy_hash(cappy_key key)
     return (size_t)(product >> 64 ^ product);
 }
 
-/* The key's id, 0 if the table doesn't have it. */
 static inline cappy_id cappy_table_id(const cappy_table *table, cappy_key key)
 {
     for (size_t at = cappy_hash(key);; at++) {
-        const uint32_t place = table->places[at & table->mask];
-        const cappy_entry *entry = &table->entries[place];
-        if (entry->key.low == key.low && entry->key.high == key.high)
-            return entry->id;
-        if (place == 0)
+        const cappy_slot *slot = &table->slots[at & table->mask];
+        if (slot->key.low == key.low && slot->key.high == key.high)
+            return slot->id;
+        if (slot->id == 0)
             return 0;
     }
 }

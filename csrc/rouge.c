@@ -1,5 +1,6 @@
 /* Rouge-L of sequences, a batch in one call. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "parts.h"
 
@@ -14,16 +15,35 @@ cappy_space *cappy_space_new(cappy_watch watch)
     return space;
 }
 
+#define BUFFERS 10
+
+static void list_buffers(cappy_space *space, cappy_buffer *buffers[BUFFERS])
+{
+    cappy_buffer *all[BUFFERS] = {&space->masks,   &space->strip, &space->common[0], &space->common[1],
+                                  &space->carries, &space->lanes, &space->rows,      &space->hits,
+                                  &space->counts[0], &space->counts[1]};
+    memcpy(buffers, all, sizeof all);
+}
+
 void cappy_space_free(cappy_space *space)
 {
     if (space == NULL)
         return;
-    cappy_buffer *buffers[] = {&space->masks, &space->common[0], &space->common[1], &space->strip,
-                               &space->carries, &space->lanes, &space->rows, &space->hits,
-                               &space->counts[0], &space->counts[1]};
-    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
+    cappy_buffer *buffers[BUFFERS];
+    list_buffers(space, buffers);
+    for (int i = 0; i < BUFFERS; i++)
         cappy_buffer_free(buffers[i]);
     free(space);
+}
+
+size_t cappy_space_size(cappy_space *space)
+{
+    cappy_buffer *buffers[BUFFERS];
+    list_buffers(space, buffers);
+    size_t size = 0;
+    for (int i = 0; i < BUFFERS; i++)
+        size += buffers[i]->size;
+    return size;
 }
 
 bool cappy_reserve(cappy_space *space, cappy_buffer *buffer, size_t count, size_t element_size)
