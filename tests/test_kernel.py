@@ -272,6 +272,22 @@ def test_matrix_is_the_pairs_scores(count: int, block_step: int) -> None:
         np.testing.assert_array_equal(score_matrix(kernel, some, False, block_step), expected, kernel.__name__)
 
 
+def test_matrix_has_every_score_of_short_texts() -> None:
+    """Every length up to a machine word's, with every number of words in common: all quotients to the last bit."""
+    sizes = np.array([(length, shared) for length in range(65) for shared in range(length + 1)])
+    unshared = iter(range(64, 1_000_000))
+    ids = [[*range(shared), *(next(unshared) for _ in range(length - shared))] for length, shared in sizes.tolist()]
+    fmeasures = np.full((len(ids), len(ids)), np.nan)
+    _kernel.Scoring(go_on).rouge_l_matrix(_kernel.sequences(ids), 0, 1, fmeasures)
+    lengths, shared = sizes.T.astype(np.float64)
+    # A text has all of its words in common with itself.
+    common = np.minimum.outer(shared, shared) + np.diag(lengths - shared)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision, recall = common / lengths, common / lengths[:, None]
+        expected = np.where(common > 0, 2 * precision * recall / (precision + recall), 0.0)
+    np.testing.assert_array_equal(fmeasures, expected)
+
+
 @given(st.lists(texts, max_size=18), st.booleans(), st.integers(1, 3))
 def test_matrix_of_random_unicode_is_the_pairs_scores(some: list[str], stem: bool, block_step: int) -> None:
     pairs = [(one, other) for one in some for other in some]
