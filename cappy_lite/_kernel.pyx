@@ -19,13 +19,13 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
-    static inline void cappy_prefetch(const void *object, int lines)
+    static inline void cappy_prefetch(const void *object)
     {
-        for (int line = 0; line < lines; line++)
+        for (int line = 0; line < 3; line++)
             __builtin_prefetch((const char *)object + 64 * line);
     }
     """
-    void cappy_prefetch(const void *object, int lines) nogil
+    void cappy_prefetch(const void *object) nogil
 
 cdef extern from "cappy.h" nogil:
     ctypedef enum cappy_status:
@@ -89,10 +89,11 @@ cdef cappy_id LARGEST_ID = <cappy_id>-2
 MATRIX_ROWS = CAPPY_MATRIX_ROWS
 
 
-def all_texts(list values):
-    cdef Py_ssize_t i, count = len(values)
-    for i in range(count):
-        prefetch(values, i + PREFETCH_DISTANCE, count, 1)
+def all_texts(list values, Py_ssize_t start, Py_ssize_t stop):
+    cdef Py_ssize_t i
+    stop = min(stop, <Py_ssize_t>len(values))
+    for i in range(start, stop):
+        prefetch(values, i + PREFETCH_DISTANCE, stop)
         if not PyUnicode_Check(PyList_GetItem(values, i)):
             return False
     return True
@@ -174,7 +175,6 @@ cdef class Lexicon:
             raise MemoryError
         try:
             while count < most and (size < most_bytes or count == 0):
-                prefetch(owned, count + PREFETCH_DISTANCE, most, 3)
                 view(owned, count, &views[count])
                 size += views[count].length
                 total += cappy_word_bound(views[count].length)
@@ -299,10 +299,10 @@ cdef enum:
     PREFETCH_DISTANCE = 32
 
 
-cdef inline int prefetch(list values, Py_ssize_t index, Py_ssize_t count, int lines) except -1:
-    """Has the processor fetch an object's first cache lines, which of many texts takes a good part of the time."""
-    if index < count:
-        cappy_prefetch(PyList_GetItem(values, index), lines)
+cdef inline int prefetch(list values, Py_ssize_t index, Py_ssize_t stop) except -1:
+    """Has the processor fetch a text that is soon read: of many texts, to wait for memory takes a good part of the time."""
+    if index < stop:
+        cappy_prefetch(PyList_GetItem(values, index))
     return 0
 
 

@@ -24,9 +24,9 @@ Score = tuple[float, float, float]
 MATRIX_ROWS = 8
 
 
-def all_texts(values: list[object]) -> bool:
-    """Whether every value is a str."""
-    return all(isinstance(value, str) for value in values)
+def all_texts(values: list[object], start: int, stop: int) -> bool:
+    """Whether the values from start to stop are str."""
+    return all(isinstance(value, str) for value in values[start:stop])
 
 
 class Sequences:

@@ -18,13 +18,12 @@ import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
 from itertools import chain
 from operator import itemgetter
 from queue import Empty, SimpleQueue
 from threading import Event
 from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -172,7 +171,7 @@ def rouge_l_against(
         InputTypeError, InputValueError: as for `rouge_l_pairs`.
     """
     group = _check_references("references", references)
-    texts = _check_texts("predictions", predictions)
+    texts = _listed("predictions", predictions, "str")
     return _score_pairs(_Worker.rouge_l, texts, [group] * len(texts), stem, tokenizer, threads)
 
 
@@ -353,14 +352,13 @@ def _score_one(score: Score, prediction: object, references: object, stem: bool,
 def _score_pairs(
     score: Score, predictions: object, references: object, stem: bool, tokenizer: Tokenizer, threads: int | None
 ) -> FloatArray:
-    texts = _check_texts("predictions", predictions)
-    groups = _check_reference_lists("references", references)
+    texts: list[Any] = _listed("predictions", predictions, "str")
+    groups: list[Any] = _listed("references", references, "str or of lists of str")
     if len(texts) != len(groups):
         raise InputValueError(
             f"predictions and references must have the same length: they have {len(texts)} and {len(groups)}"
         )
     tokenize = _check_tokenizer(stem, tokenizer)
-    score_share = score if _kernel.all_texts(groups) else partial(_score_best, score)
     shares: SimpleQueue[int] = SimpleQueue()
     for start in range(0, len(texts), SHARE):
         shares.put(start)
@@ -371,7 +369,13 @@ def _score_pairs(
         for start in _taken(shares):
             watch()
             worker.forget()
-            score_share(worker, texts, groups, start, min(start + SHARE, len(texts)), scores)
+            stop = min(start + SHARE, len(texts))
+            # Types are looked at here, since to fetch every object twice from memory would take its time.
+            _check_all_texts("predictions", texts, start, stop)
+            if _kernel.all_texts(groups, start, stop):
+                score(worker, texts, groups, start, stop, scores)
+            else:
+                _score_best(score, worker, texts, groups, start, stop, scores)
         worker.give_back()
 
     _run(score_shares, min(_check_threads(threads), max(shares.qsize(), 1)))
@@ -391,7 +395,7 @@ def _score_best(
     score: Score, worker: _Worker, predictions: list[str], groups: list[Any], start: int, stop: int, scores: FloatArray
 ) -> None:
     """Scores of each prediction's best reference, the first of equals, into the same rows of `scores`."""
-    references = [(group,) if isinstance(group, str) else group for group in groups[start:stop]]
+    references = [_check_references(f"references[{index}]", groups[index]) for index in range(start, stop)]
     counts = [len(group) for group in references]
     repeated = [text for text, count in zip(predictions[start:stop], counts, strict=True) for _ in range(count)]
     each = np.empty((len(repeated), 3))
@@ -429,10 +433,14 @@ def _not_text(name: str, value: object) -> InputTypeError:
 def _check_texts(name: str, values: object) -> list[str]:
     """A list of the texts. Unlike a model, Rouge-L reads any str: a lone surrogate separates words."""
     texts = _listed(name, values, "str")
-    if not _kernel.all_texts(texts):
-        index, text = next((index, text) for index, text in enumerate(texts) if not isinstance(text, str))
-        raise _not_text(f"{name}[{index}]", text)
-    return cast(list[str], texts)
+    _check_all_texts(name, texts, 0, len(texts))
+    return texts
+
+
+def _check_all_texts(name: str, values: list[Any], start: int, stop: int) -> None:
+    if not _kernel.all_texts(values, start, stop):
+        index = next(index for index in range(start, stop) if not isinstance(values[index], str))
+        raise _not_text(f"{name}[{index}]", values[index])
 
 
 def _listed(name: str, values: object, of: str) -> list[Any]:
@@ -444,27 +452,10 @@ def _check_references(name: str, value: object) -> tuple[str, ...]:
     """One prediction's references."""
     if isinstance(value, str):
         return (value,)
-    if type(value) is list and value and _kernel.all_texts(value):  # as it mostly is
-        return tuple(value)
     references = tuple(_check_texts(name, value))
     if not references:
         raise InputValueError(f"{name} is empty: give at least one reference")
     return references
-
-
-def _check_reference_lists(name: str, values: object) -> list[Any]:
-    """Every prediction's references: a text, or several in a tuple, each."""
-    entries: list[Any] = _listed(name, values, "str or of lists of str")
-    if _kernel.all_texts(entries):
-        return entries
-    groups = []
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, str):
-            entry = _check_references(f"{name}[{index}]", entry)
-            if len(entry) == 1:
-                entry = entry[0]
-        groups.append(entry)
-    return groups
 
 
 def _check_tokenizer(stem: object, tokenizer: object) -> Tokenize | None:
