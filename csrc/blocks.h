@@ -4,6 +4,7 @@
 #define CAPPY_BLOCKS_H
 
 #include "lexicon.h"
+#include "masks.h"
 
 #if defined(__x86_64__) && !defined(CAPPY_PORTABLE)
 #include <immintrin.h>
@@ -55,13 +56,7 @@ static inline cappy_block cappy_block_at(const unsigned char *text)
 
 #endif
 
-#if defined(__x86_64__) && !defined(CAPPY_PORTABLE) && !defined(CAPPY_NO_AVX512)
-#define CAPPY_MASKS __attribute__((target("avx512f,avx512bw,avx512vl,bmi,bmi2,popcnt")))
-
-static inline bool cappy_has_masks(void)
-{
-    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2");
-}
+#ifdef CAPPY_MASKS
 
 /* The same of the `rest` bytes that there are, at most a block of them. */
 static inline CAPPY_MASKS cappy_block cappy_block_masked(const unsigned char *text, size_t rest)

@@ -221,6 +221,10 @@ static size_t lcs_long(cappy_space *space, cappy_sequence shorter, cappy_sequenc
 
 size_t cappy_lcs(cappy_space *space, cappy_sequence prediction, cappy_sequence reference)
 {
+    if (space->has_masks && reference.length <= CAPPY_SHORT_LENGTH)
+        return cappy_lcs_short(reference, prediction);
+    if (space->has_masks && prediction.length <= CAPPY_SHORT_LENGTH)
+        return cappy_lcs_short(prediction, reference);
     if (reference.length <= WORD_BITS)
         return lcs_one_word(space, reference, prediction);
     if (prediction.length <= WORD_BITS)

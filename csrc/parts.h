@@ -19,6 +19,7 @@ struct cappy_space {
     cappy_watch watch;
     size_t steps;        /* since the watch was asked */
     cappy_status status; /* of the call that goes on */
+    bool has_masks;      /* cappy_has_masks() */
 
     cappy_sequence pattern;
     cappy_buffer masks; /* uint64_t [id]: its places in the pattern, or its number; 0 if the pattern hasn't it */
@@ -63,6 +64,13 @@ void cappy_lay(cappy_space *space, cappy_sequence pattern);
 
 /* Length of the longest common subsequence; meaningless if the space's status is no longer CAPPY_OK. */
 size_t cappy_lcs(cappy_space *space, cappy_sequence prediction, cappy_sequence reference);
+
+/* short.c */
+
+#define CAPPY_SHORT_LENGTH 32
+
+/* Length of the longest common subsequence. The pattern is CAPPY_SHORT_LENGTH long at most; cappy_has_masks() holds. */
+size_t cappy_lcs_short(cappy_sequence pattern, cappy_sequence text);
 
 /* lanes.c */
 

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "masks.h"
 #include "parts.h"
 
 /* Some hundredths of a second. */
@@ -11,7 +12,7 @@ cappy_space *cappy_space_new(cappy_watch watch)
 {
     cappy_space *space = calloc(1, sizeof *space);
     if (space)
-        space->watch = watch;
+        *space = (cappy_space){.watch = watch, .has_masks = cappy_has_masks()};
     return space;
 }
 
