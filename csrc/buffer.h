@@ -5,6 +5,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+/* Memory of zeros, aligned to a cache line; NULL if there is none. To be freed. */
+void *cappy_zeros(size_t count, size_t element_size);
+
 typedef struct {
     void *bytes; /* aligned to a cache line */
     size_t size;

@@ -34,7 +34,7 @@ static cappy_id enter(cappy_table *table, cappy_key key, cappy_id id)
 static bool resize(cappy_table *table, size_t slot_count)
 {
     const cappy_table old = *table;
-    cappy_slot *slots = calloc(slot_count, sizeof *slots);
+    cappy_slot *slots = cappy_zeros(slot_count, sizeof *slots);
     if (slots == NULL)
         return false;
     *table = (cappy_table){slots, slot_count - 1, 0};
