@@ -26,8 +26,8 @@ from cappy_lite import _kernel, _kernel_py
 from cappy_lite.errors import InputValueError
 
 KERNELS = [pytest.param(_kernel, id="c"), pytest.param(_kernel_py, id="python")]
-# Where a machine word ends, or several do, a strip of them, or a power of two.
-LENGTHS = (0, 1, 2, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 256, 257, 320, 512, 513)
+# Where a vector, a machine word or several, or a strip of them is full.
+LENGTHS = (0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 256, 257, 320, 512, 513)
 # Letters of a word where a key of the lexicon ends, or a link of its chains.
 LETTERS = (1, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 40)
 
@@ -219,7 +219,10 @@ def test_subsequences_are_rapidfuzz_s_and_the_textbook_s(pairs: list[tuple[list[
 
 
 @pytest.mark.parametrize("vocabulary", [2, 20, 400])
-@pytest.mark.parametrize("lengths", [(65, 1_000), (64, 1_000), (300, 1_000), (1_000, 1_000), (129, 5_000)])
+@pytest.mark.parametrize(
+    "lengths",
+    [(16, 1_000), (32, 1_000), (33, 1_000), (65, 1_000), (64, 1_000), (300, 1_000), (1_000, 1_000), (129, 5_000)],
+)
 def test_subsequences_of_unlike_lengths(lengths: tuple[int, int], vocabulary: int) -> None:
     rng = random.Random(f"{lengths} {vocabulary}")
     one, other = ([rng.randrange(vocabulary) for _ in range(length)] for length in lengths)
