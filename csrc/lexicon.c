@@ -93,35 +93,41 @@ static cappy_id intern(cappy_lexicon *lexicon, cappy_key key)
     return id ? id : enter(&lexicon->table, key, ++lexicon->last);
 }
 
+/* Letters in lower case, in a buffer with room to read a key behind them. */
 static cappy_id intern_word(cappy_lexicon *lexicon, const unsigned char *letters, size_t length)
 {
     if (length <= CAPPY_KEY_BYTES)
         return intern(lexicon, cappy_key_of(letters, length));
     cappy_id id = intern(lexicon, cappy_key_of(letters, CAPPY_KEY_BYTES));
     for (size_t at = CAPPY_KEY_BYTES; at < length; at += LINK_BYTES) {
-        const size_t rest = length - at, size = rest < LINK_BYTES ? rest : LINK_BYTES;
-        /* A copy, since nothing may follow a word that is read where its text has it. */
-        unsigned char link[CAPPY_KEY_BYTES] = {0};
-        memcpy(link, letters + at, size);
-        id = intern(lexicon, (cappy_key){cappy_key_of(link, size).low, LINK | id});
+        const size_t rest = length - at;
+        const uint64_t link = cappy_key_of(letters + at, rest < LINK_BYTES ? rest : LINK_BYTES).low;
+        id = intern(lexicon, (cappy_key){link, LINK | id});
     }
     return id;
 }
 
-cappy_id cappy_lexicon_add(cappy_lexicon *lexicon, const unsigned char *letters, size_t length)
+static size_t stem(unsigned char *letters, size_t length)
+{
+    return length > UNSTEMMED_LENGTH ? cappy_stem((char *)letters, length) : length;
+}
+
+cappy_id cappy_lexicon_add(cappy_lexicon *lexicon, cappy_key written, size_t length)
+{
+    if (lexicon->kind != WRITTEN)
+        return enter(&lexicon->table, written, ++lexicon->last);
+    const cappy_key key = {written.low & ~WRITTEN, written.high};
+    unsigned char letters[2 * CAPPY_KEY_BYTES] = {0};
+    memcpy(letters, &key, sizeof key);
+    return enter(&lexicon->table, written, intern_word(lexicon, letters, stem(letters, length)));
+}
+
+cappy_id cappy_lexicon_long_word(cappy_lexicon *lexicon, const unsigned char *letters, size_t length)
 {
     if (!cappy_buffer_reserve(&lexicon->word, length + CAPPY_KEY_BYTES, 1))
         return 0;
     unsigned char *word = lexicon->word.bytes;
     for (size_t i = 0; i < length; i++)
         word[i] = letters[i] | 0x20;
-    cappy_key written = {0, 0};
-    if (length <= CAPPY_KEY_BYTES) {
-        written = cappy_key_of(word, length);
-        written.low |= lexicon->kind;
-    }
-    if (lexicon->kind != WRITTEN)
-        return written.low ? enter(&lexicon->table, written, ++lexicon->last) : intern_word(lexicon, word, length);
-    const cappy_id id = intern_word(lexicon, word, length > UNSTEMMED_LENGTH ? cappy_stem((char *)word, length) : length);
-    return written.low ? enter(&lexicon->table, written, id) : id;
+    return intern_word(lexicon, word, lexicon->kind == WRITTEN ? stem(word, length) : length);
 }

@@ -33,15 +33,17 @@ struct cappy_lexicon {
     uint64_t kind; /* bits that the keys of words in texts have, besides their letters */
     cappy_id last; /* the id given last */
     cappy_buffer text; /* a text that had to be rewritten */
-    cappy_buffer word; /* one that is being added */
+    cappy_buffer word; /* a long one */
 };
 
 /* Makes room for that many new words of so many letters in all. */
 cappy_status cappy_lexicon_reserve(cappy_lexicon *lexicon, size_t words, size_t letters);
 
-/* The id of a word that the table doesn't have as it is written, or that is longer than a key; 0 if there is no
- * memory. Reads CAPPY_KEY_BYTES, or the word if it is longer. */
-cappy_id cappy_lexicon_add(cappy_lexicon *lexicon, const unsigned char *letters, size_t length);
+/* A new id for the key of a word in a text, which the table doesn't have, and its length. */
+cappy_id cappy_lexicon_add(cappy_lexicon *lexicon, cappy_key written, size_t length);
+
+/* The id of a word that is longer than a key; 0 if there is no memory. */
+cappy_id cappy_lexicon_long_word(cappy_lexicon *lexicon, const unsigned char *letters, size_t length);
 
 /* At most CAPPY_KEY_BYTES letters and digits in lower case, and zeros. Reads CAPPY_KEY_BYTES. */
 static inline cappy_key cappy_key_of(const unsigned char *letters, size_t length)
@@ -65,6 +67,7 @@ static inline size_t cappy_hash(cappy_key key)
     return (size_t)(product >> 64 ^ product);
 }
 
+/* The key's id, 0 if the table doesn't have it. */
 static inline cappy_id cappy_table_id(const cappy_table *table, cappy_key key)
 {
     for (size_t at = cappy_hash(key);; at++) {

@@ -62,14 +62,12 @@ static size_t rewrite(const unsigned char *text, size_t length, unsigned char *c
 static inline __attribute__((always_inline)) cappy_id word_id(cappy_lexicon *lexicon, const unsigned char *letters,
                                                               size_t length, bool masked)
 {
-    if (length <= CAPPY_KEY_BYTES) {
-        cappy_key key = KEY_OF(letters, length, masked);
-        key.low |= lexicon->kind;
-        const cappy_id id = cappy_table_id(&lexicon->table, key);
-        if (id)
-            return id;
-    }
-    return cappy_lexicon_add(lexicon, letters, length);
+    if (length > CAPPY_KEY_BYTES)
+        return cappy_lexicon_long_word(lexicon, letters, length);
+    cappy_key key = KEY_OF(letters, length, masked);
+    key.low |= lexicon->kind;
+    const cappy_id id = cappy_table_id(&lexicon->table, key);
+    return id ? id : cappy_lexicon_add(lexicon, key, length);
 }
 
 /* Ids of the text's words into `ids`, and how many into `count`. `masked`, a constant for the compiler, is the way of
