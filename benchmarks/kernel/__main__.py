@@ -30,7 +30,7 @@ from cappy_lite.rouge import KERNEL
 CLASSES = ((10, 20), (50, 100), (1_000, 5_000))
 LENGTHS = (10, 30, 64, 65, 200, 2_000)
 # That all batches are cut from.
-WORDS = 1_800_000
+WORDS = 2_400_000
 
 
 def main(argv: Sequence[str] | None = None) -> None:
