@@ -191,12 +191,12 @@ def rouge_l_matrix(
         InputTypeError, InputValueError: as for `rouge_l_pairs`.
     """
     checked = _check_texts("texts", texts)
-    worker = _Worker.borrow(stem, _check_tokenizer(stem, tokenizer), _go_on)
+    # A new one, that knows just these texts' words: the kernel lays out a row of memory for each.
+    worker = _Worker(stem, _check_tokenizer(stem, tokenizer), _go_on)
     count = len(checked)
     blocks = -(-count // _kernel.MATRIX_ROWS)
     block_step = max(min(_check_threads(threads), blocks), 1)
     sequences = worker.read(checked)
-    worker.give_back()
     fmeasures = np.empty((count, count))
     first_blocks = iter(range(block_step))
 

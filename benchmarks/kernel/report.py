@@ -96,8 +96,8 @@ def tables(report: Report) -> str:
         f"Measured on {described(report)}.",
         "Pairs a second from lists of texts to an array of scores, on one thread; a rival scores as many of the same "
         "pairs as take it about half a second, five at least. In brackets: how many times as fast cappy-lite is, the "
-        "median of the rounds and their range. cappy-lite's rate is that of a process' first call, which meets each word "
-        "for the first time; later calls know the words.",
+        "median of the rounds and their range. cappy-lite's rate is that of a process' first call, which meets each "
+        "word for the first time; later calls know the words.",
     ]
     for stem in (False, True):
         results = [one for one in report["classes"] if one["stem"] == stem]
