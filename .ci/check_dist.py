@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
         *(f"the wheel lacks {name}" for name in sorted(IN_WHEEL - in_wheel)),
         *(f"the sdist lacks {name}" for name in sorted(IN_SDIST - in_sdist)),
         *(f"the wheel has {name}" for name in sorted(in_wheel) if name.endswith(SOURCES)),
-        *(f"the sdist has {name}" for name in sorted(in_sdist) if name.endswith((".so", ".pyc", "_kernel.c"))),
+        *(f"the sdist has {name}" for name in sorted(in_sdist) if name.endswith((".so", ".pyc", "/_kernel.c"))),
     ]
     if WHEEL_TAG not in wheel.name:
         problems.append(f"{wheel.name} is not tagged {WHEEL_TAG}")

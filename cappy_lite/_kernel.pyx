@@ -59,6 +59,7 @@ cdef extern from "cappy.h" nogil:
     void cappy_lexicon_free(cappy_lexicon *lexicon)
     cappy_id cappy_lexicon_bound(const cappy_lexicon *lexicon)
     size_t cappy_lexicon_size(const cappy_lexicon *lexicon)
+    size_t cappy_lexicon_bytes(const cappy_lexicon *lexicon)
     size_t cappy_word_bound(size_t length)
     cappy_status cappy_read(
         cappy_lexicon *lexicon, const cappy_text *texts, size_t count, cappy_id *ids, cappy_sequence *sequences
@@ -70,7 +71,7 @@ cdef extern from "cappy.h" nogil:
     const size_t CAPPY_MATRIX_ROWS
     cappy_space *cappy_space_new(cappy_watch watch)
     void cappy_space_free(cappy_space *space)
-    size_t cappy_space_size(cappy_space *space)
+    size_t cappy_space_bytes(cappy_space *space)
     cappy_status cappy_rouge_l_pairs(
         cappy_space *space, const cappy_sequence *predictions, const cappy_sequence *references, size_t count,
         cappy_id bound, double *scores
@@ -162,6 +163,10 @@ cdef class Lexicon:
     def size(self):
         return cappy_lexicon_size(self.lexicon)
 
+    @property
+    def bytes(self):
+        return cappy_lexicon_bytes(self.lexicon)
+
     def read(self, list texts, Py_ssize_t start, Py_ssize_t stop, size_t most_bytes):
         cdef cappy_text *views
         cdef Sequences result
@@ -204,8 +209,8 @@ cdef class Scoring:
         cappy_space_free(self.space)
 
     @property
-    def size(self):
-        return cappy_space_size(self.space)
+    def bytes(self):
+        return cappy_space_bytes(self.space)
 
     def rouge_l_pairs(self, Sequences predictions not None, Sequences references not None, double[:, ::1] scores):
         cdef size_t count = scores.shape[0]
@@ -333,6 +338,6 @@ cdef int check(cappy_status status) except -1:
     if status == CAPPY_TOO_LARGE:
         raise InputValueError(
             "the texts are too large for the kernel: more than 2**31 different words, or for Rouge-Lsum a line of more "
-            "than some 90,000 words in both texts; split them"
+            "than some 90,000 words; split them"
         )
     return 0

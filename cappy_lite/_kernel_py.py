@@ -56,6 +56,11 @@ class Lexicon:
         """How many words it remembers."""
         return len(self._ids)
 
+    @property
+    def bytes(self) -> int:
+        """How many bytes it holds, roughly: what a dict takes for a short key, and the key."""
+        return 200 * len(self._ids)
+
     def read(self, texts: list[str], start: int, stop: int, most_bytes: int) -> Sequences:
         """Reads texts from `start` on, at least one, until `stop` or until they are `most_bytes` long."""
         result: list[list[int]] = []
@@ -75,7 +80,7 @@ class Scoring:
         self.watch = watch
 
     @property
-    def size(self) -> int:
+    def bytes(self) -> int:
         """How many bytes it keeps from call to call."""
         return 0
 

@@ -47,8 +47,8 @@ CHUNK_BYTES = 1 << 20
 ALL_BYTES = 1 << 63
 # Words after which a thread forgets those that it has seen: it keeps memory flat, and costs reading them anew.
 KNOWN_WORDS = 1 << 18
-# What is kept between calls: at most so many threads' workers, of so much memory beside their words.
-MOST_IDLE = 8
+# What is kept between calls: so many workers at most, stemming or not, of so much memory each.
+MOST_IDLE = 2
 IDLE_BYTES = 1 << 23
 
 
@@ -295,8 +295,9 @@ class _Worker:
     def give_back(self) -> None:
         """For later calls, if it isn't too large to keep."""
         self._scoring.watch = _go_on
-        small = self._reader.size <= KNOWN_WORDS and self._scoring.size <= IDLE_BYTES
-        if self._tokenize is None and small and len(_idle[self._stem]) < MOST_IDLE:
+        if self._tokenize:
+            return
+        if len(_idle[self._stem]) < MOST_IDLE and self._reader.bytes + self._scoring.bytes <= IDLE_BYTES:
             _idle[self._stem].append(self)
 
     def forget(self) -> None:
@@ -314,7 +315,7 @@ class _Worker:
             others = self._reader.read(references, start, start + len(some), CHUNK_BYTES)
             end = start + len(others)
             if end == start:
-                raise InputValueError("predictions and references must keep their lengths while they are scored")
+                raise _changed_lengths()
             self._scoring.rouge_l_pairs(some, others, scores[start:end])
             start = end
 
@@ -323,8 +324,10 @@ class _Worker:
     ) -> None:
         """The same for Rouge-Lsum."""
         arguments: list[Any] = []
-        for texts in (predictions, references):
-            sentences = [[line for line in text.split("\n") if line] for text in texts[start:stop]]
+        for texts in (predictions[start:stop], references[start:stop]):
+            if len(texts) != stop - start:
+                raise _changed_lengths()
+            sentences = [[line for line in text.split("\n") if line] for text in texts]
             lines = list(chain.from_iterable(sentences))
             arguments += [self.read(lines), list(map(len, sentences))]
         self._scoring.rouge_lsum_pairs(*arguments, scores[start:stop])
@@ -362,14 +365,17 @@ def _score_pairs(
     shares: SimpleQueue[int] = SimpleQueue()
     for start in range(0, len(texts), SHARE):
         shares.put(start)
-    scores = np.empty((len(texts), 3))
+    count = len(texts)
+    scores = np.empty((count, 3))
 
     def score_shares(watch: Watch) -> None:
         worker = _Worker.borrow(stem, tokenize, watch)
         for start in _taken(shares):
             watch()
             worker.forget()
-            stop = min(start + SHARE, len(texts))
+            stop = min(start + SHARE, count)
+            if len(texts) != count or len(groups) != count:
+                raise _changed_lengths()
             # Types are looked at here, since to fetch every object twice from memory would take its time.
             _check_all_texts("predictions", texts, start, stop)
             if _kernel.all_texts(groups, start, stop):
@@ -395,7 +401,9 @@ def _score_best(
     score: Score, worker: _Worker, predictions: list[str], groups: list[Any], start: int, stop: int, scores: FloatArray
 ) -> None:
     """Scores of each prediction's best reference, the first of equals, into the same rows of `scores`."""
-    references = [_check_references(f"references[{index}]", groups[index]) for index in range(start, stop)]
+    references = [
+        _check_references(f"references[{index}]", group) for index, group in enumerate(groups[start:stop], start)
+    ]
     counts = [len(group) for group in references]
     repeated = [text for text, count in zip(predictions[start:stop], counts, strict=True) for _ in range(count)]
     each = np.empty((len(repeated), 3))
@@ -424,6 +432,10 @@ def _run(work: Callable[[Watch], None], threads: int) -> None:
                 done.result()  # raises what the thread raised
         finally:
             stopped.set()
+
+
+def _changed_lengths() -> InputValueError:
+    return InputValueError("predictions and references must keep their lengths while they are scored")
 
 
 def _not_text(name: str, value: object) -> InputTypeError:

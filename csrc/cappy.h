@@ -53,6 +53,9 @@ cappy_id cappy_lexicon_bound(const cappy_lexicon *lexicon);
 /* How many words, stemmed or not, the lexicon remembers. */
 size_t cappy_lexicon_size(const cappy_lexicon *lexicon);
 
+/* How many bytes it holds. */
+size_t cappy_lexicon_bytes(const cappy_lexicon *lexicon);
+
 /* The most words that a text of `length` bytes can have: they are a byte at least, and a byte apart. */
 static inline size_t cappy_word_bound(size_t length) { return length / 2 + 1; }
 
@@ -69,7 +72,7 @@ cappy_space *cappy_space_new(cappy_watch watch);
 void cappy_space_free(cappy_space *space);
 
 /* How many bytes it holds. */
-size_t cappy_space_size(cappy_space *space);
+size_t cappy_space_bytes(cappy_space *space);
 
 /* The calls below take sequences whose ids are less than `bound`. */
 

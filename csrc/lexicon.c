@@ -72,6 +72,11 @@ cappy_id cappy_lexicon_bound(const cappy_lexicon *lexicon) { return lexicon->las
 
 size_t cappy_lexicon_size(const cappy_lexicon *lexicon) { return lexicon->table.used; }
 
+size_t cappy_lexicon_bytes(const cappy_lexicon *lexicon)
+{
+    return (lexicon->table.mask + 1) * sizeof *lexicon->table.slots + lexicon->text.size + lexicon->word.size;
+}
+
 cappy_status cappy_lexicon_reserve(cappy_lexicon *lexicon, size_t words, size_t letters)
 {
     /* Each word, its stem, and the links of its chain. */

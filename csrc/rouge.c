@@ -37,7 +37,7 @@ void cappy_space_free(cappy_space *space)
     free(space);
 }
 
-size_t cappy_space_size(cappy_space *space)
+size_t cappy_space_bytes(cappy_space *space)
 {
     cappy_buffer *buffers[BUFFERS];
     list_buffers(space, buffers);
@@ -106,7 +106,7 @@ static void score_rows(cappy_space *space, const cappy_sequence *sequences, size
     cappy_lanes_lay(space->lanes.bytes, sequences + first, rows);
     for (size_t column = first; column < count; column++) {
         double scores[CAPPY_MATRIX_ROWS];
-        if (!cappy_goes_on(space, sequences[column].length + CAPPY_MATRIX_ROWS))
+        if (!cappy_goes_on(space, CAPPY_MATRIX_ROWS * (sequences[column].length + CAPPY_MATRIX_ROWS)))
             break;
         cappy_lanes_score(space->lanes.bytes, lengths, sequences[column], scores);
         for (size_t k = 0; k < rows; k++)

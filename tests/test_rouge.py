@@ -266,6 +266,20 @@ def test_callers_lists_stay_as_they_were() -> None:
     assert references == [TEXTS] * len(TEXTS)
 
 
+@pytest.mark.parametrize("threads", [None, 2])
+@pytest.mark.parametrize("score", [rouge_l_pairs, rouge_lsum_pairs])
+@pytest.mark.parametrize("changed", [0, 1])
+def test_lists_that_shrink_meanwhile_are_refused(score: Callable[..., Any], changed: int, threads: int | None) -> None:
+    lists = (["a b"] * 1_300, ["b a"] * 1_300)
+
+    def tokenize(text: str) -> list[str]:
+        del lists[changed][100:]
+        return text.split()
+
+    with pytest.raises(InputValueError, match="must keep their lengths"):
+        score(*lists, tokenizer=tokenize, threads=threads)
+
+
 def test_numpy_texts_are_texts() -> None:
     assert rouge_l_matrix(np.array(["a b", "a"])).tolist() == [[1.0, 2 / 3], [2 / 3, 1.0]]  # type: ignore[arg-type]
 
