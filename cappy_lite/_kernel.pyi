@@ -26,6 +26,16 @@ class Scoring:
     @property
     def bytes(self) -> int: ...
     def rouge_l_pairs(self, predictions: Sequences, references: Sequences, scores: npt.NDArray[np.float64]) -> None: ...
+    def rouge_l_texts(
+        self,
+        lexicon: Lexicon,
+        predictions: list[str],
+        references: list[str],
+        start: int,
+        stop: int,
+        most_bytes: int,
+        scores: npt.NDArray[np.float64],
+    ) -> int: ...
     def rouge_lsum_pairs(
         self,
         predictions: Sequences,

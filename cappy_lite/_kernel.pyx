@@ -226,6 +226,46 @@ cdef class Scoring:
             )
         self.check(status)
 
+    def rouge_l_texts(
+        self, Lexicon lexicon not None, list predictions, list references, Py_ssize_t start, Py_ssize_t stop,
+        size_t most_bytes, double[:, ::1] scores
+    ):
+        # All in one stretch without the GIL: to get it back from another thread takes longer than to score some texts.
+        cdef list owned = predictions[start:stop], others = references[start:stop]
+        cdef size_t most = min(len(owned), len(others)), count = 0, size = 0
+        cdef size_t prediction_words = 0, reference_words = 0
+        cdef cappy_status status
+        cdef Sequences some, other
+        cdef cappy_text *views
+        if <size_t>scores.shape[0] < most or scores.shape[1] != 3:
+            raise ValueError("scores must have 3 columns, and a row for each pair")
+        if most == 0:
+            return 0
+        views = <cappy_text *>calloc(2 * most, sizeof(cappy_text))
+        if views == NULL:
+            raise MemoryError
+        try:
+            while count < most and (size < most_bytes or count == 0):
+                view(owned, count, &views[count])
+                view(others, count, &views[most + count])
+                size += views[count].length + views[most + count].length
+                prediction_words += cappy_word_bound(views[count].length)
+                reference_words += cappy_word_bound(views[most + count].length)
+                count += 1
+            some, other = empty_sequences(count, prediction_words), empty_sequences(count, reference_words)
+            with nogil:
+                status = cappy_read(lexicon.lexicon, views, count, some.ids, some.items)
+                if status == CAPPY_OK:
+                    status = cappy_read(lexicon.lexicon, views + most, count, other.ids, other.items)
+                if status == CAPPY_OK:
+                    status = cappy_rouge_l_pairs(
+                        self.space, some.items, other.items, count, cappy_lexicon_bound(lexicon.lexicon), &scores[0, 0]
+                    )
+            self.check(status)
+            return count
+        finally:
+            free(views)
+
     def rouge_lsum_pairs(
         self, Sequences predictions not None, list prediction_counts, Sequences references not None,
         list reference_counts, double[:, ::1] scores

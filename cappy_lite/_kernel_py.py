@@ -90,6 +90,22 @@ class Scoring:
             self.watch()
             scores[index] = rouge_l(predictions.ids[index], references.ids[index])
 
+    def rouge_l_texts(
+        self,
+        lexicon: Lexicon,
+        predictions: list[str],
+        references: list[str],
+        start: int,
+        stop: int,
+        most_bytes: int,
+        scores: npt.NDArray[np.float64],
+    ) -> int:
+        """Reads texts from `start` on, as Lexicon.read does, and scores them into the first rows; returns how many."""
+        some = lexicon.read(predictions, start, stop, most_bytes)
+        others = lexicon.read(references, start, start + len(some), most_bytes)
+        self.rouge_l_pairs(some, others, scores[: len(others)])
+        return len(others)
+
     def rouge_lsum_pairs(
         self,
         predictions: Sequences,

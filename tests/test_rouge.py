@@ -270,7 +270,7 @@ def test_callers_lists_stay_as_they_were() -> None:
 @pytest.mark.parametrize("score", [rouge_l_pairs, rouge_lsum_pairs])
 @pytest.mark.parametrize("changed", [0, 1])
 def test_lists_that_shrink_meanwhile_are_refused(score: Callable[..., Any], changed: int, threads: int | None) -> None:
-    lists = (["a b"] * 1_300, ["b a"] * 1_300)
+    lists = (["a b"] * 20_000, ["b a"] * 20_000)
 
     def tokenize(text: str) -> list[str]:
         del lists[changed][100:]
