@@ -42,6 +42,7 @@ TOKENIZERS: dict[str, Tokenize] = {"unicode": unicode_words, "char": characters}
 
 # Texts that a thread takes at a time: so many that to wait for the GIL in between takes little of the time.
 SHARE = 8192
+SHARES_PER_THREAD = 8
 # Bytes of text whose words are held at a time.
 CHUNK_BYTES = 1 << 22
 ALL_BYTES = 1 << 63
@@ -367,10 +368,12 @@ def _score_pairs(
             f"predictions and references must have the same length: they have {len(texts)} and {len(groups)}"
         )
     tokenize = _check_tokenizer(stem, tokenizer)
+    count, workers = len(texts), _check_threads(threads)
+    # Some shares for each thread, so that none waits long for the last one.
+    share = min(SHARE, -(-count // (SHARES_PER_THREAD * workers)) or 1)
     shares: SimpleQueue[int] = SimpleQueue()
-    for start in range(0, len(texts), SHARE):
+    for start in range(0, count, share):
         shares.put(start)
-    count = len(texts)
     scores = np.empty((count, 3))
 
     def score_shares(watch: Watch) -> None:
@@ -378,7 +381,7 @@ def _score_pairs(
         for start in _taken(shares):
             watch()
             worker.forget()
-            stop = min(start + SHARE, count)
+            stop = min(start + share, count)
             if len(texts) != count or len(groups) != count:
                 raise _changed_lengths()
             # Types are looked at here, since to fetch every object twice from memory would take its time.
@@ -389,7 +392,7 @@ def _score_pairs(
                 _score_best(score, worker, texts, groups, start, stop, scores)
         worker.give_back()
 
-    _run(score_shares, min(_check_threads(threads), max(shares.qsize(), 1)))
+    _run(score_shares, min(workers, max(shares.qsize(), 1)))
     return scores
 
 
