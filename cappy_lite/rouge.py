@@ -369,8 +369,8 @@ def _score_pairs(
         )
     tokenize = _check_tokenizer(stem, tokenizer)
     count, workers = len(texts), _check_threads(threads)
-    # Some shares for each thread, so that none waits long for the last one.
-    share = min(SHARE, -(-count // (SHARES_PER_THREAD * workers)) or 1)
+    # Some shares for each of several threads, so that none waits long for the last one.
+    share = SHARE if workers == 1 else min(SHARE, count // (SHARES_PER_THREAD * workers) + 1)
     shares: SimpleQueue[int] = SimpleQueue()
     for start in range(0, count, share):
         shares.put(start)
