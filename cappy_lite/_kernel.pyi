@@ -1,11 +1,12 @@
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 MATRIX_ROWS: int
 
-def all_texts(values: list[object], start: int, stop: int) -> bool: ...
+def all_texts(values: list[object]) -> bool: ...
 
 class Sequences:
     def __len__(self) -> int: ...
@@ -18,7 +19,7 @@ class Lexicon:
     def size(self) -> int: ...
     @property
     def bytes(self) -> int: ...
-    def read(self, texts: list[str], start: int, stop: int, most_bytes: int) -> Sequences: ...
+    def read(self, texts: list[str]) -> Sequences: ...
 
 class Scoring:
     watch: Callable[[], None]
@@ -29,13 +30,12 @@ class Scoring:
     def rouge_l_texts(
         self,
         lexicon: Lexicon,
-        predictions: list[str],
-        references: list[str],
+        predictions: list[Any],
+        references: list[Any],
         start: int,
         stop: int,
-        most_bytes: int,
         scores: npt.NDArray[np.float64],
-    ) -> int: ...
+    ) -> bool: ...
     def rouge_lsum_pairs(
         self,
         predictions: Sequences,

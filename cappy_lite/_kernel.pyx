@@ -17,16 +17,6 @@ cdef extern from "Python.h":
     int PyBytes_AsStringAndSize(object text, char **bytes, Py_ssize_t *size) except -1
     void PyErr_Clear()
 
-cdef extern from *:
-    """
-    static inline void cappy_prefetch(const void *object)
-    {
-        for (int line = 0; line < 3; line++)
-            __builtin_prefetch((const char *)object + 64 * line);
-    }
-    """
-    void cappy_prefetch(const void *object) nogil
-
 cdef extern from "cappy.h" nogil:
     ctypedef enum cappy_status:
         CAPPY_OK
@@ -76,6 +66,10 @@ cdef extern from "cappy.h" nogil:
         cappy_space *space, const cappy_sequence *predictions, const cappy_sequence *references, size_t count,
         cappy_id bound, double *scores
     )
+    cappy_status cappy_rouge_l_texts(
+        cappy_space *space, cappy_lexicon *lexicon, const cappy_text *predictions, const cappy_text *references,
+        size_t count, double *scores
+    )
     cappy_status cappy_rouge_lsum_pairs(
         cappy_space *space, const cappy_summary *predictions, const cappy_summary *references, size_t count,
         cappy_id bound, double *scores
@@ -90,11 +84,9 @@ cdef cappy_id LARGEST_ID = <cappy_id>-2
 MATRIX_ROWS = CAPPY_MATRIX_ROWS
 
 
-def all_texts(list values, Py_ssize_t start, Py_ssize_t stop):
+def all_texts(list values):
     cdef Py_ssize_t i
-    stop = min(stop, <Py_ssize_t>len(values))
-    for i in range(start, stop):
-        prefetch(values, i + PREFETCH_DISTANCE, stop)
+    for i in range(len(values)):
         if not PyUnicode_Check(PyList_GetItem(values, i)):
             return False
     return True
@@ -167,31 +159,22 @@ cdef class Lexicon:
     def bytes(self):
         return cappy_lexicon_bytes(self.lexicon)
 
-    def read(self, list texts, Py_ssize_t start, Py_ssize_t stop, size_t most_bytes):
-        cdef cappy_text *views
+    def read(self, list texts):
+        cdef list owned = texts[:]
+        cdef Views views = views_of(owned)
         cdef Sequences result
         cdef cappy_status status
-        cdef size_t total = 0, size = 0, count = 0
-        # Owns the texts while the GIL is released, and behind them those that had to be encoded.
-        cdef list owned = texts[start:stop]
-        cdef size_t most = len(owned)
-        views = <cappy_text *>calloc(most + 1, sizeof(cappy_text))
-        if views == NULL:
-            raise MemoryError
-        try:
-            while count < most and (size < most_bytes or count == 0):
-                view(owned, count, &views[count])
-                size += views[count].length
-                total += cappy_word_bound(views[count].length)
-                count += 1
-            result = empty_sequences(count, total)
-            with nogil:
-                status = cappy_read(self.lexicon, views, count, result.ids, result.items)
-            check(status)
-            result.bound = cappy_lexicon_bound(self.lexicon)
-            return result
-        finally:
-            free(views)
+        cdef size_t total = 0, i
+        if views is None:
+            raise TypeError("texts must be str")
+        for i in range(views.count):
+            total += cappy_word_bound(views.items[i].length)
+        result = empty_sequences(views.count, total)
+        with nogil:
+            status = cappy_read(self.lexicon, views.items, views.count, result.ids, result.items)
+        check(status)
+        result.bound = cappy_lexicon_bound(self.lexicon)
+        return result
 
 
 cdef class Scoring:
@@ -228,43 +211,25 @@ cdef class Scoring:
 
     def rouge_l_texts(
         self, Lexicon lexicon not None, list predictions, list references, Py_ssize_t start, Py_ssize_t stop,
-        size_t most_bytes, double[:, ::1] scores
+        double[:, ::1] scores
     ):
         # All in one stretch without the GIL: to get it back from another thread takes longer than to score some texts.
-        cdef list owned = predictions[start:stop], others = references[start:stop]
-        cdef size_t most = min(len(owned), len(others)), count = 0, size = 0
-        cdef size_t prediction_words = 0, reference_words = 0
+        cdef list some = predictions[start:stop], others = references[start:stop]
+        cdef size_t count = scores.shape[0]
         cdef cappy_status status
-        cdef Sequences some, other
-        cdef cappy_text *views
-        if <size_t>scores.shape[0] < most or scores.shape[1] != 3:
+        cdef Views some_views = views_of(some), other_views = views_of(others)
+        if <size_t>len(some) != count or <size_t>len(others) != count or scores.shape[1] != 3:
             raise ValueError("scores must have 3 columns, and a row for each pair")
-        if most == 0:
-            return 0
-        views = <cappy_text *>calloc(2 * most, sizeof(cappy_text))
-        if views == NULL:
-            raise MemoryError
-        try:
-            while count < most and (size < most_bytes or count == 0):
-                view(owned, count, &views[count])
-                view(others, count, &views[most + count])
-                size += views[count].length + views[most + count].length
-                prediction_words += cappy_word_bound(views[count].length)
-                reference_words += cappy_word_bound(views[most + count].length)
-                count += 1
-            some, other = empty_sequences(count, prediction_words), empty_sequences(count, reference_words)
-            with nogil:
-                status = cappy_read(lexicon.lexicon, views, count, some.ids, some.items)
-                if status == CAPPY_OK:
-                    status = cappy_read(lexicon.lexicon, views + most, count, other.ids, other.items)
-                if status == CAPPY_OK:
-                    status = cappy_rouge_l_pairs(
-                        self.space, some.items, other.items, count, cappy_lexicon_bound(lexicon.lexicon), &scores[0, 0]
-                    )
-            self.check(status)
-            return count
-        finally:
-            free(views)
+        if some_views is None or other_views is None:
+            return False
+        if count == 0:
+            return True
+        with nogil:
+            status = cappy_rouge_l_texts(
+                self.space, lexicon.lexicon, some_views.items, other_views.items, count, &scores[0, 0]
+            )
+        self.check(status)
+        return True
 
     def rouge_lsum_pairs(
         self, Sequences predictions not None, list prediction_counts, Sequences references not None,
@@ -339,37 +304,46 @@ cdef int group(Sequences sentences, list counts, cappy_summary *summaries) excep
     return 0
 
 
-# Texts that lie ahead: many enough for memory to answer meanwhile.
-cdef enum:
-    PREFETCH_DISTANCE = 32
+cdef class Views:
+    """Texts' UTF-8, where Python keeps it; somebody else owns the texts."""
+    cdef cappy_text *items
+    cdef size_t count
+    cdef list encoded
+
+    def __dealloc__(self):
+        free(self.items)
 
 
-cdef inline int prefetch(list values, Py_ssize_t index, Py_ssize_t stop) except -1:
-    """Has the processor fetch a text that is soon read: of many texts, to wait for memory takes a good part of the time."""
-    if index < stop:
-        cappy_prefetch(PyList_GetItem(values, index))
-    return 0
+cdef Views views_of(list texts):
+    """None if not all are str."""
+    cdef Views views = Views.__new__(Views)
+    cdef Py_ssize_t size, i, count = len(texts)
+    cdef const char *bytes
+    cdef PyObject *text
+    views.encoded = []
+    views.count = count
+    views.items = <cappy_text *>malloc((views.count + 1) * sizeof(cappy_text))
+    if views.items == NULL:
+        raise MemoryError
+    for i in range(count):
+        text = PyList_GetItem(texts, i)
+        if not PyUnicode_Check(text):
+            return None
+        bytes = PyUnicode_AsUTF8AndSize(text, &size)
+        if bytes == NULL:
+            bytes = encode(views, texts[i], &size)
+        views.items[i] = cappy_text(bytes, <size_t>size)
+    return views
 
 
-cdef inline int view(list owned, Py_ssize_t index, cappy_text *text) except -1:
-    """A text's UTF-8 where Python keeps it."""
-    cdef Py_ssize_t size
-    text.bytes = PyUnicode_AsUTF8AndSize(PyList_GetItem(owned, index), &size)
-    text.length = <size_t>size
-    return 0 if text.bytes != NULL else view_encoded(owned, index, text)
-
-
-cdef int view_encoded(list owned, Py_ssize_t index, cappy_text *text) except -1:
+cdef const char *encode(Views views, text, Py_ssize_t *size) except NULL:
     """What Python can't give as UTF-8: lone surrogates, which like all that isn't ASCII only separate words."""
-    cdef Py_ssize_t size
     cdef char *bytes
     PyErr_Clear()
-    encoded = str.encode(owned[index], "utf-8", "surrogatepass")
-    owned.append(encoded)
-    PyBytes_AsStringAndSize(encoded, &bytes, &size)
-    text.bytes = bytes
-    text.length = <size_t>size
-    return 0
+    encoded = str.encode(text, "utf-8", "surrogatepass")
+    views.encoded.append(encoded)
+    PyBytes_AsStringAndSize(encoded, &bytes, size)
+    return bytes
 
 
 cdef int check(cappy_status status) except -1:

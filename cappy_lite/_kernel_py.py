@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain, islice, pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,9 @@ Score = tuple[float, float, float]
 MATRIX_ROWS = 8
 
 
-def all_texts(values: list[object], start: int, stop: int) -> bool:
-    """Whether the values from start to stop are str."""
-    return all(isinstance(value, str) for value in values[start:stop])
+def all_texts(values: list[object]) -> bool:
+    """Whether all are str."""
+    return all(isinstance(value, str) for value in values)
 
 
 class Sequences:
@@ -61,16 +62,11 @@ class Lexicon:
         """How many bytes it holds, roughly: what a dict takes for a short key, and the key."""
         return 200 * len(self._ids)
 
-    def read(self, texts: list[str], start: int, stop: int, most_bytes: int) -> Sequences:
-        """Reads texts from `start` on, at least one, until `stop` or until they are `most_bytes` long."""
-        result: list[list[int]] = []
-        size = 0
-        for text in texts[start:stop]:
-            if result and size >= most_bytes:
-                break
-            size += len(text)
-            result.append([self._ids.setdefault(word, len(self._ids)) for word in words(text, self._stem)])
-        return Sequences(result)
+    def read(self, texts: list[str]) -> Sequences:
+        """The texts' words."""
+        return Sequences(
+            [[self._ids.setdefault(word, len(self._ids)) for word in words(text, self._stem)] for text in texts]
+        )
 
 
 class Scoring:
@@ -93,18 +89,18 @@ class Scoring:
     def rouge_l_texts(
         self,
         lexicon: Lexicon,
-        predictions: list[str],
-        references: list[str],
+        predictions: list[Any],
+        references: list[Any],
         start: int,
         stop: int,
-        most_bytes: int,
         scores: npt.NDArray[np.float64],
-    ) -> int:
-        """Reads texts from `start` on, as Lexicon.read does, and scores them into the first rows; returns how many."""
-        some = lexicon.read(predictions, start, stop, most_bytes)
-        others = lexicon.read(references, start, start + len(some), most_bytes)
-        self.rouge_l_pairs(some, others, scores[: len(others)])
-        return len(others)
+    ) -> bool:
+        """Scores of the texts from `start` to `stop`; or nothing, and False, if they are not all str."""
+        some, others = predictions[start:stop], references[start:stop]
+        if not (all_texts(some) and all_texts(others)):
+            return False
+        self.rouge_l_pairs(lexicon.read(some), lexicon.read(others), scores)
+        return True
 
     def rouge_lsum_pairs(
         self,

@@ -41,11 +41,8 @@ Tokenizer = str | Tokenize
 TOKENIZERS: dict[str, Tokenize] = {"unicode": unicode_words, "char": characters}
 
 # Texts that a thread takes at a time: so many that to wait for the GIL in between takes little of the time.
-SHARE = 8192
+SHARE = 4096
 SHARES_PER_THREAD = 8
-# Bytes of text whose words are held at a time.
-CHUNK_BYTES = 1 << 22
-ALL_BYTES = 1 << 63
 # Words after which a thread forgets those that it has seen: it keeps memory flat, and costs reading them anew.
 KNOWN_WORDS = 1 << 18
 # What is kept between calls: so many workers at most, stemming or not, of so much memory each.
@@ -233,19 +230,12 @@ class _TokenReader:
     def size(self) -> int:
         return len(self._ids)
 
-    def read(self, texts: list[str], start: int, stop: int, most_bytes: int) -> Any:
-        sequences: list[list[int]] = []
-        size = 0
-        for text in texts[start:stop]:
-            if sequences and size >= most_bytes:
-                break
-            self._watch()
-            size += len(text)
-            sequences.append(self._read_text(text))
-        return _kernel.sequences(sequences)
+    def read(self, texts: list[str]) -> Any:
+        return _kernel.sequences([self._read_text(text) for text in texts])
 
     def _read_text(self, text: str) -> list[int]:
         ids = self._ids
+        self._watch()
         try:
             tokens = self._tokenize(text)
         except Exception as error:
@@ -307,43 +297,39 @@ class _Worker:
             self._reader = self._new_reader()
 
     def read(self, texts: list[str]) -> Any:
-        return self._reader.read(texts, 0, len(texts), ALL_BYTES)
+        return self._reader.read(texts)
 
-    def rouge_l(self, predictions: list[str], references: list[str], start: int, stop: int, scores: FloatArray) -> None:
-        """Scores of the pairs from start to stop into the same rows of `scores`."""
-        while start < stop:
-            if self._tokenize:
-                some = self._reader.read(predictions, start, stop, ALL_BYTES)
-                others = self._reader.read(references, start, stop, ALL_BYTES)
-                count = min(len(some), len(others))
-                self._scoring.rouge_l_pairs(some, others, scores[start : start + count])
-            else:
-                count = self._scoring.rouge_l_texts(
-                    self._reader, predictions, references, start, stop, CHUNK_BYTES, scores[start:stop]
-                )
-            if count == 0:
-                raise _changed_lengths()
-            start += count
+    def rouge_l(self, predictions: list[Any], references: list[Any], start: int, stop: int, scores: FloatArray) -> bool:
+        """Scores of the pairs from start to stop; or nothing, and False, if the texts are not all str."""
+        if not self._tokenize:
+            done: bool = self._scoring.rouge_l_texts(self._reader, predictions, references, start, stop, scores)
+            return done
+        some, others = predictions[start:stop], references[start:stop]
+        if not (_kernel.all_texts(some) and _kernel.all_texts(others)):
+            return False
+        self._scoring.rouge_l_pairs(self.read(some), self.read(others), scores)
+        return True
 
     def rouge_lsum(
-        self, predictions: list[str], references: list[str], start: int, stop: int, scores: FloatArray
-    ) -> None:
+        self, predictions: list[Any], references: list[Any], start: int, stop: int, scores: FloatArray
+    ) -> bool:
         """The same for Rouge-Lsum."""
         arguments: list[Any] = []
         for texts in (predictions[start:stop], references[start:stop]):
-            if len(texts) != stop - start:
-                raise _changed_lengths()
+            if not _kernel.all_texts(texts):
+                return False
             sentences = [[line for line in text.split("\n") if line] for text in texts]
             lines = list(chain.from_iterable(sentences))
             arguments += [self.read(lines), list(map(len, sentences))]
-        self._scoring.rouge_lsum_pairs(*arguments, scores[start:stop])
+        self._scoring.rouge_lsum_pairs(*arguments, scores)
+        return True
 
 
 # Workers between two calls, by `stem`.
 _idle: dict[bool, list[_Worker]] = {False: [], True: []}
 
 # One of _Worker's two.
-Score = Callable[[_Worker, list[str], list[str], int, int, FloatArray], None]
+Score = Callable[[_Worker, list[Any], list[Any], int, int, FloatArray], bool]
 
 
 def _score_one(score: Score, prediction: object, references: object, stem: bool, tokenizer: Tokenizer) -> RougeL:
@@ -383,13 +369,9 @@ def _score_pairs(
             worker.forget()
             stop = min(start + share, count)
             if len(texts) != count or len(groups) != count:
-                raise _changed_lengths()
-            # Types are looked at here, since to fetch every object twice from memory would take its time.
-            _check_all_texts("predictions", texts, start, stop)
-            if _kernel.all_texts(groups, start, stop):
-                score(worker, texts, groups, start, stop, scores)
-            else:
-                _score_best(score, worker, texts, groups, start, stop, scores)
+                raise InputValueError("predictions and references must keep their lengths while they are scored")
+            if not score(worker, texts, groups, start, stop, scores[start:stop]):
+                _score_best(score, worker, texts, groups, start, stop, scores[start:stop])
         worker.give_back()
 
     _run(score_shares, min(workers, max(shares.qsize(), 1)))
@@ -408,19 +390,21 @@ def _taken(shares: SimpleQueue[int]) -> Iterator[int]:
 def _score_best(
     score: Score, worker: _Worker, predictions: list[str], groups: list[Any], start: int, stop: int, scores: FloatArray
 ) -> None:
-    """Scores of each prediction's best reference, the first of equals, into the same rows of `scores`."""
+    """Scores of each prediction's best reference, the first of equals."""
+    texts = predictions[start:stop]
+    _check_all_texts("predictions", texts, start)
     references = [
         _check_references(f"references[{index}]", group) for index, group in enumerate(groups[start:stop], start)
     ]
     counts = [len(group) for group in references]
-    repeated = [text for text, count in zip(predictions[start:stop], counts, strict=True) for _ in range(count)]
+    repeated = [text for text, count in zip(texts, counts, strict=True) for _ in range(count)]
     each = np.empty((len(repeated), 3))
     score(worker, repeated, list(chain.from_iterable(references)), 0, len(repeated), each)
     starts = np.cumsum([0, *counts[:-1]])
     best = np.maximum.reduceat(each[:, 2], starts)
     places = np.flatnonzero(each[:, 2] == np.repeat(best, counts))
     # The first place from the start of each group on.
-    scores[start:stop] = each[places[np.searchsorted(places, starts)]]
+    scores[:] = each[places[np.searchsorted(places, starts)]]
 
 
 def _run(work: Callable[[Watch], None], threads: int) -> None:
@@ -442,10 +426,6 @@ def _run(work: Callable[[Watch], None], threads: int) -> None:
             stopped.set()
 
 
-def _changed_lengths() -> InputValueError:
-    return InputValueError("predictions and references must keep their lengths while they are scored")
-
-
 def _not_text(name: str, value: object) -> InputTypeError:
     return InputTypeError(f"{name} must be a str, not {type(value).__name__}")
 
@@ -453,14 +433,15 @@ def _not_text(name: str, value: object) -> InputTypeError:
 def _check_texts(name: str, values: object) -> list[str]:
     """A list of the texts. Unlike a model, Rouge-L reads any str: a lone surrogate separates words."""
     texts = _listed(name, values, "str")
-    _check_all_texts(name, texts, 0, len(texts))
+    _check_all_texts(name, texts)
     return texts
 
 
-def _check_all_texts(name: str, values: list[Any], start: int, stop: int) -> None:
-    if not _kernel.all_texts(values, start, stop):
-        index = next(index for index in range(start, stop) if not isinstance(values[index], str))
-        raise _not_text(f"{name}[{index}]", values[index])
+def _check_all_texts(name: str, values: list[Any], first: int = 0) -> None:
+    """`first`: the place of the first of the values in what the user calls `name`."""
+    if not _kernel.all_texts(values):
+        index = next(index for index, value in enumerate(values) if not isinstance(value, str))
+        raise _not_text(f"{name}[{first + index}]", values[index])
 
 
 def _listed(name: str, values: object, of: str) -> list[Any]:

@@ -56,8 +56,9 @@ size_t cappy_lexicon_size(const cappy_lexicon *lexicon);
 /* How many bytes it holds. */
 size_t cappy_lexicon_bytes(const cappy_lexicon *lexicon);
 
-/* The most words that a text of `length` bytes can have: they are a byte at least, and a byte apart. */
-static inline size_t cappy_word_bound(size_t length) { return length / 2 + 1; }
+/* Room for the words of a text of `length` bytes: they are a byte at least and a byte apart, and are written four at a
+ * time. */
+static inline size_t cappy_word_bound(size_t length) { return length / 2 + 4; }
 
 /* The words of `count` texts as sequences, whose ids go into `ids`, cappy_word_bound of them for each text. Texts
  * that are the same bytes at the same place are mostly read once. */
@@ -74,12 +75,16 @@ void cappy_space_free(cappy_space *space);
 /* How many bytes it holds. */
 size_t cappy_space_bytes(cappy_space *space);
 
-/* The calls below take sequences whose ids are less than `bound`. */
+/* The calls below that take sequences take the `bound` that their ids are less than. */
 
 /* Precision, recall and F-measure of each prediction against its reference into `scores`, count x 3. Fastest where
  * neighbours share one reference. */
 cappy_status cappy_rouge_l_pairs(cappy_space *space, const cappy_sequence *predictions,
                                  const cappy_sequence *references, size_t count, cappy_id bound, double *scores);
+
+/* The same of texts, which are read and scored some at a time, so that their words are still at hand. */
+cappy_status cappy_rouge_l_texts(cappy_space *space, cappy_lexicon *lexicon, const cappy_text *predictions,
+                                 const cappy_text *references, size_t count, double *scores);
 
 /* The same for Rouge-Lsum, whose texts are summaries. */
 cappy_status cappy_rouge_lsum_pairs(cappy_space *space, const cappy_summary *predictions,

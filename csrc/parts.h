@@ -29,6 +29,8 @@ struct cappy_space {
     cappy_buffer common[2]; /* cappy_id: numbers of what each has in common with the other */
     cappy_buffer carries;   /* unsigned char */
 
+    cappy_buffer read[2]; /* cappy_id: words of predictions and of references */
+
     cappy_buffer lanes; /* uint64_t [id][CAPPY_MATRIX_ROWS], for a matrix: as `masks`, for several patterns */
 
     /* For Rouge-Lsum. */

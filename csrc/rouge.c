@@ -8,6 +8,9 @@
 /* Some hundredths of a second. */
 #define STEPS_BETWEEN_WATCHES ((size_t)1 << 24)
 
+#define BATCH_PAIRS ((size_t)256)
+#define BATCH_BYTES ((size_t)1 << 16)
+
 cappy_space *cappy_space_new(cappy_watch watch)
 {
     cappy_space *space = calloc(1, sizeof *space);
@@ -16,13 +19,13 @@ cappy_space *cappy_space_new(cappy_watch watch)
     return space;
 }
 
-#define BUFFERS 10
+#define BUFFERS 12
 
 static void list_buffers(cappy_space *space, cappy_buffer *buffers[BUFFERS])
 {
     cappy_buffer *all[BUFFERS] = {&space->masks,   &space->strip, &space->common[0], &space->common[1],
                                   &space->carries, &space->lanes, &space->rows,      &space->hits,
-                                  &space->counts[0], &space->counts[1]};
+                                  &space->counts[0], &space->counts[1], &space->read[0],   &space->read[1]};
     memcpy(buffers, all, sizeof all);
 }
 
@@ -93,6 +96,43 @@ cappy_status cappy_rouge_l_pairs(cappy_space *space, const cappy_sequence *predi
         cappy_score(lcs, predictions[i].length, references[i].length, scores + 3 * i);
     }
     cappy_lay(space, (cappy_sequence){0});
+    return space->status;
+}
+
+/* How many pairs from `first` on are read before they are scored: as many as leave the processor's nearest memory some
+ * room, and at least one. */
+static size_t batch_of(const cappy_text *predictions, const cappy_text *references, size_t first, size_t count)
+{
+    size_t size = 0, end = first;
+    while (end < count && end - first < BATCH_PAIRS && size < BATCH_BYTES) {
+        size += predictions[end].length + references[end].length;
+        end++;
+    }
+    return end - first;
+}
+
+static bool read_batch(cappy_space *space, cappy_buffer *buffer, cappy_lexicon *lexicon, const cappy_text *texts,
+                       size_t count, cappy_sequence *sequences)
+{
+    size_t bound = 0;
+    for (size_t i = 0; i < count; i++)
+        bound += cappy_word_bound(texts[i].length);
+    if (cappy_reserve(space, buffer, bound, sizeof(cappy_id)))
+        space->status = cappy_read(lexicon, texts, count, buffer->bytes, sequences);
+    return space->status == CAPPY_OK;
+}
+
+cappy_status cappy_rouge_l_texts(cappy_space *space, cappy_lexicon *lexicon, const cappy_text *predictions,
+                                 const cappy_text *references, size_t count, double *scores)
+{
+    cappy_sequence some[BATCH_PAIRS], others[BATCH_PAIRS];
+    space->status = CAPPY_OK;
+    for (size_t first = 0, size; first < count && space->status == CAPPY_OK; first += size) {
+        size = batch_of(predictions, references, first, count);
+        if (read_batch(space, &space->read[0], lexicon, predictions + first, size, some) &&
+            read_batch(space, &space->read[1], lexicon, references + first, size, others))
+            cappy_rouge_l_pairs(space, some, others, size, cappy_lexicon_bound(lexicon), scores + 3 * first);
+    }
     return space->status;
 }
 

@@ -4,14 +4,19 @@
 #include "blocks.h"
 
 #define BLOCK CAPPY_BLOCK
+#define BLOCK_WORDS (BLOCK / 2)
+#define END (BLOCK + CAPPY_KEY_BYTES) /* what is read of a text at once */
 
-#ifdef CAPPY_MASKS
-#define KEY_OF(letters, length, masked) ((masked) ? cappy_key_masked(letters, length) : cappy_key_of(letters, length))
-#define BLOCK_AT(text, rest, masked) ((masked) ? cappy_block_masked(text, rest) : cappy_block_at(text))
-#else
-#define KEY_OF(letters, length, masked) ((void)(masked), cappy_key_of(letters, length))
-#define BLOCK_AT(text, rest, masked) ((void)(masked), cappy_block_at(text))
-#endif
+/* So many words are read before they are looked up: their slots arrive from memory meanwhile. */
+#define QUEUE 256
+
+typedef struct {
+    cappy_lexicon *lexicon;
+    cappy_key keys[QUEUE + BLOCK_WORDS];
+    size_t count;
+    cappy_id *ids; /* where those of the words go */
+    cappy_status status;
+} queue;
 
 /* Two characters outside ASCII have an ASCII letter in their lower case, and need the text rewritten:
  * U+0130 (dotted capital I) becomes "i" and a combining dot, which ends the word; */
@@ -38,108 +43,134 @@ static bool needs_rewriting(const unsigned char *text, size_t length)
     return false;
 }
 
-/* Copies the text with the two characters' lower case for them; returns its length, never a greater one. */
-static size_t rewrite(const unsigned char *text, size_t length, unsigned char *copy)
+/* Makes `text` a copy with the two characters' lower case for them; returns its length, never a greater one. */
+static size_t rewrite(queue *words, const unsigned char **text, size_t length)
 {
-    const unsigned char *end = text + length;
-    size_t used = 0;
-    while (text < end) {
-        if (is_dotted_i(text, end)) {
-            copy[used++] = 'i';
-            copy[used++] = ' ';
-            text += 2;
-        } else if (is_kelvin(text, end)) {
-            copy[used++] = 'k';
-            text += 3;
+    cappy_buffer *copies = &words->lexicon->text;
+    if (!cappy_buffer_reserve(copies, length, 1)) {
+        words->status = CAPPY_NO_MEMORY;
+        return 0;
+    }
+    unsigned char *copy = copies->bytes;
+    const unsigned char *at = *text, *end = at + length;
+    *text = copy;
+    while (at < end) {
+        if (is_dotted_i(at, end)) {
+            *copy++ = 'i';
+            *copy++ = ' ';
+            at += 2;
+        } else if (is_kelvin(at, end)) {
+            *copy++ = 'k';
+            at += 3;
         } else {
-            copy[used++] = *text++;
+            *copy++ = *at++;
         }
     }
-    return used;
+    return (size_t)(copy - *text);
 }
 
-/* The word's id; 0 if there is no memory. Room for it has been reserved. */
-static inline __attribute__((always_inline)) cappy_id word_id(cappy_lexicon *lexicon, const unsigned char *letters,
-                                                              size_t length, bool masked)
+static bool is_in_word(unsigned char byte)
 {
-    if (length > CAPPY_KEY_BYTES)
-        return cappy_lexicon_long_word(lexicon, letters, length);
-    cappy_key key = KEY_OF(letters, length, masked);
-    key.low |= lexicon->kind;
-    const cappy_id id = cappy_table_id(&lexicon->table, key);
-    return id ? id : cappy_lexicon_add(lexicon, key, length);
+    return (unsigned char)((byte | 0x20) - 'a') <= 'z' - 'a' || (unsigned char)(byte - '0') <= '9' - '0';
 }
 
-/* Ids of the text's words into `ids`, and how many into `count`. `masked`, a constant for the compiler, is the way of
- * reading. If `rewriting` is true at first, the text may have characters that need it; if it still is at the end, the
- * text has some, and nothing else of the result holds. */
-static inline __attribute__((always_inline)) cappy_status read_text(cappy_lexicon *lexicon, const unsigned char *text,
-                                                                    size_t length, bool masked, bool *rewriting,
-                                                                    cappy_id *ids, size_t *count)
+static size_t word_length(const unsigned char *text, size_t length)
 {
-    /* The end of the text, with zeros behind it, which end the last word and may be read over. */
-    unsigned char end[2 * BLOCK + CAPPY_KEY_BYTES];
-    size_t end_start = SIZE_MAX;
-    if (!masked) {
-        end_start = length < BLOCK + CAPPY_KEY_BYTES ? 0 : (length - CAPPY_KEY_BYTES) / BLOCK * BLOCK;
-        memset(end, 0, sizeof end);
-        memcpy(end, text + end_start, length - end_start);
+    size_t end = 0;
+    while (end < length && is_in_word(text[end]))
+        end++;
+    return end;
+}
+
+static void look_up(queue *words)
+{
+    words->status = cappy_look_up(words->lexicon, words->keys, words->count, words->ids);
+    words->ids += words->count;
+    words->count = 0;
+}
+
+/* Sets the right keys of a block's words that are longer than a key; `keys` are those of all words in `starts`. */
+static void set_long_keys(queue *words, cappy_key *keys, const unsigned char *text, size_t length, uint64_t starts,
+                          uint64_t too_long)
+{
+    for (; too_long && words->status == CAPPY_OK; too_long &= too_long - 1) {
+        const size_t start = (size_t)__builtin_ctzll(too_long);
+        cappy_key *key = keys + __builtin_popcountll(starts & (((uint64_t)1 << start) - 1));
+        words->status =
+            cappy_key_of_long(words->lexicon, text + start, word_length(text + start, length - start), key);
     }
-    bool ascii = true;
-    cappy_id *next = ids;
-    const unsigned char *open = NULL; /* the word that goes on into the block */
-    size_t open_length = 0;
-    for (size_t base = 0; base <= length; base += BLOCK) {
-        const unsigned char *block = base < end_start ? text + base : end + (base - end_start);
-        const cappy_block bits = BLOCK_AT(block, length - base, masked);
-        if (!bits.ascii && ascii) {
-            ascii = false;
-            if (*rewriting && needs_rewriting(text + base, length - base))
-                return CAPPY_OK;
-        }
-        const cappy_status status = cappy_lexicon_reserve(lexicon, BLOCK / 2, BLOCK + open_length);
-        if (status != CAPPY_OK)
-            return status;
-        const uint64_t behind = bits.in_word << 1 | (open != NULL); /* bytes that follow one of a word */
-        uint64_t starts = bits.in_word & ~behind, ends = behind & ~bits.in_word;
-        if (open && ends) {
-            if (!(*next++ = word_id(lexicon, open, open_length + (size_t)__builtin_ctzll(ends), masked)))
-                return CAPPY_NO_MEMORY;
-            ends &= ends - 1;
-            open = NULL;
-            open_length = 0;
-        }
-        for (; ends; ends &= ends - 1, starts &= starts - 1) {
-            const size_t start = (size_t)__builtin_ctzll(starts);
-            if (!(*next++ = word_id(lexicon, block + start, (size_t)__builtin_ctzll(ends) - start, masked)))
-                return CAPPY_NO_MEMORY;
-        }
-        /* No branches: whether a block ends in a word is anyone's guess. */
-        const size_t last_start = (size_t)__builtin_ctzll(starts | (uint64_t)1 << (BLOCK - 1));
-        open_length = starts ? BLOCK - last_start : open_length + (open ? BLOCK : 0);
-        open = starts ? block + last_start : open;
-    }
-    *rewriting = false;
-    *count = (size_t)(next - ids);
-    return CAPPY_OK;
-}
-
-static cappy_status read_padded(cappy_lexicon *lexicon, const unsigned char *text, size_t length, bool *rewriting,
-                                cappy_id *ids, size_t *count)
-{
-    return read_text(lexicon, text, length, false, rewriting, ids, count);
 }
 
 #ifdef CAPPY_MASKS
-static CAPPY_MASKS cappy_status read_masked(cappy_lexicon *lexicon, const unsigned char *text, size_t length,
-                                            bool *rewriting, cappy_id *ids, size_t *count)
+#define BLOCK_AT(text, rest, masked) ((masked) ? cappy_block_masked(text, rest) : cappy_block_at(text))
+#define SPLIT(lexicon, text, rest, starts, ends, keys, masked)                                                         \
+    ((masked) ? cappy_split_masked(lexicon, text, rest, starts, ends, keys)                                            \
+              : cappy_split(lexicon, text, starts, ends, keys))
+#else
+#define BLOCK_AT(text, rest, masked) ((void)(masked), cappy_block_at(text))
+#define SPLIT(lexicon, text, rest, starts, ends, keys, masked) cappy_split(lexicon, text, starts, ends, keys)
+#endif
+
+/* Queues a text's words, and looks up those that are too many. `masked`, a constant for the compiler, is the way of
+ * reading. */
+static inline __attribute__((always_inline)) void read_text(queue *words, const unsigned char *text, size_t length,
+                                                            bool masked)
 {
-    return read_text(lexicon, text, length, true, rewriting, ids, count);
+    /* The end of the text, with zeros behind it that may be read over. */
+    unsigned char end[2 * END];
+    bool padded = masked, checked = false;
+    while (length && words->status == CAPPY_OK) {
+        if (!padded && length < END) {
+            memset(end, 0, sizeof end);
+            text = memcpy(end, text, length);
+            padded = true;
+        }
+        const cappy_block block = BLOCK_AT(text, length, masked);
+        /* A word that fills the block may go on to where it isn't ASCII. */
+        if (!checked && (!block.ascii || block.in_word == UINT64_MAX)) {
+            checked = true;
+            if (needs_rewriting(text, length)) {
+                length = rewrite(words, &text, length);
+                padded = masked;
+                continue;
+            }
+        }
+        const uint64_t behind = block.in_word << 1; /* bytes that follow one of a word */
+        const uint64_t starts = block.in_word & ~behind, ends = behind & ~block.in_word;
+        cappy_key *keys = words->keys + words->count;
+        uint64_t too_long = SPLIT(words->lexicon, text, length, starts, ends, keys, masked);
+        words->count += (size_t)__builtin_popcountll(ends);
+        /* A word that goes on behind the block begins the next one, */
+        size_t step = block.in_word >> (BLOCK - 1) ? BLOCK - 1 - (size_t)__builtin_clzll(starts) : BLOCK;
+        if (step == 0) { /* or is all of it. */
+            words->count++;
+            too_long = starts;
+            step = word_length(text, length);
+        }
+        if (too_long)
+            set_long_keys(words, keys, text, length, starts, too_long);
+        if (words->count >= QUEUE && words->status == CAPPY_OK)
+            look_up(words);
+        if (step >= length)
+            break;
+        text += step;
+        length -= step;
+    }
+}
+
+static void read_padded(queue *words, const unsigned char *text, size_t length)
+{
+    read_text(words, text, length, false);
+}
+
+#ifdef CAPPY_MASKS
+static CAPPY_MASKS void read_masked(queue *words, const unsigned char *text, size_t length)
+{
+    read_text(words, text, length, true);
 }
 #endif
 
-typedef cappy_status way_of_reading(cappy_lexicon *lexicon, const unsigned char *text, size_t length, bool *rewriting,
-                                    cappy_id *ids, size_t *count);
+typedef void way_of_reading(queue *words, const unsigned char *text, size_t length);
 
 static way_of_reading *best_way(void)
 {
@@ -150,20 +181,14 @@ static way_of_reading *best_way(void)
     return read_padded;
 }
 
-static cappy_status read_rewritten(way_of_reading *read, cappy_lexicon *lexicon, cappy_text text, cappy_id *ids,
-                                   size_t *count)
+/* Texts lie here and there in memory: those that are read soon are fetched, but for what comes by itself then. */
+#define TEXTS_AHEAD 8
+#define FETCHED_BYTES 512
+
+static void fetch(cappy_text text)
 {
-    const unsigned char *bytes = (const unsigned char *)text.bytes;
-    bool rewriting = true;
-    cappy_status status = read(lexicon, bytes, text.length, &rewriting, ids, count);
-    if (status != CAPPY_OK || !rewriting)
-        return status;
-    if (!cappy_buffer_reserve(&lexicon->text, text.length, 1))
-        return CAPPY_NO_MEMORY;
-    unsigned char *copy = lexicon->text.bytes;
-    const size_t length = rewrite(bytes, text.length, copy);
-    rewriting = false;
-    return read(lexicon, copy, length, &rewriting, ids, count);
+    for (size_t at = 0; at < text.length && at < FETCHED_BYTES; at += 64)
+        __builtin_prefetch(text.bytes + at);
 }
 
 /* Where a text is looked for among those read before. */
@@ -174,8 +199,15 @@ cappy_status cappy_read(cappy_lexicon *lexicon, const cappy_text *texts, size_t 
 {
     way_of_reading *read = best_way();
     size_t memory[MEMORY] = {0}; /* one more than the index of a text */
-    for (size_t i = 0; i < count; i++) {
+    queue words;
+    words.lexicon = lexicon;
+    words.count = 0;
+    words.ids = ids;
+    words.status = CAPPY_OK;
+    for (size_t i = 0; i < count && words.status == CAPPY_OK; i++) {
         const cappy_text text = texts[i];
+        if (i + TEXTS_AHEAD < count)
+            fetch(texts[i + TEXTS_AHEAD]);
         /* Addresses differ least in their lowest bits. */
         size_t *remembered = &memory[(uintptr_t)text.bytes / 16 % MEMORY];
         const size_t same = *remembered - 1;
@@ -184,11 +216,11 @@ cappy_status cappy_read(cappy_lexicon *lexicon, const cappy_text *texts, size_t 
             sequences[i] = sequences[same];
             continue;
         }
-        sequences[i].ids = ids;
-        const cappy_status status = read_rewritten(read, lexicon, text, ids, &sequences[i].length);
-        if (status != CAPPY_OK)
-            return status;
-        ids += sequences[i].length;
+        sequences[i].ids = words.ids + words.count;
+        read(&words, (const unsigned char *)text.bytes, text.length);
+        sequences[i].length = (size_t)(words.ids + words.count - sequences[i].ids);
     }
-    return CAPPY_OK;
+    if (words.status == CAPPY_OK)
+        look_up(&words);
+    return words.status;
 }

@@ -47,7 +47,7 @@ def go_on() -> None:
 
 def read(lexicon: Any, texts: Sequence[str]) -> Any:
     """All texts at once."""
-    return lexicon.read(list(texts), 0, len(texts), sys.maxsize)
+    return lexicon.read(list(texts))
 
 
 def score_sequences(kernel: ModuleType, predictions: Any, references: Any) -> np.ndarray:
@@ -332,13 +332,32 @@ def test_one_lexicon_serves_call_after_call() -> None:
     assert lexicon.size >= 40_000
 
 
-def test_texts_are_read_until_there_are_enough_bytes() -> None:
-    for kernel in (_kernel, _kernel_py):
-        lexicon = kernel.Lexicon(False)
-        some = ["aaaa", "bbbb", "cccc", "dddd"]
-        limits = [(4, 0), (4, 4), (4, 5), (4, 99), (3, 99), (9, 99), (1, 99)]
-        counts = [len(lexicon.read(some, 1, stop, size)) for stop, size in limits]
-        assert counts == [1, 1, 2, 3, 2, 3, 0]
+def test_texts_are_scored_as_their_sequences_are() -> None:
+    """However many there are: they are read and scored some at a time."""
+    generator = random.Random(5)
+    words = ["the", "cats", "relational", "a", "nationalizations", "\u00e9", "u" * 70, *map(str, range(50))]
+    predictions = [" ".join(generator.choices(words, k=generator.choice([0, 3, 15, 40]))) for _ in range(1500)]
+    references = [" ".join(generator.choices(words, k=generator.choice([0, 3, 15, 40]))) for _ in range(1500)]
+    references[300:900] = [references[300]] * 600
+    predictions[1000] = "a cat \u0130 sat " * 100_000
+    for stem in (False, True):
+        expected = score_pairs(_kernel, predictions, references, stem)
+        for kernel in (_kernel, _kernel_py):
+            lexicon, scoring = kernel.Lexicon(stem), kernel.Scoring(go_on)
+            for start, stop in ((0, 1500), (290, 1001), (7, 7), (1499, 1500)) if kernel is _kernel else ((7, 40),):
+                scores = np.full((stop - start, 3), np.nan)
+                assert scoring.rouge_l_texts(lexicon, predictions, references, start, stop, scores)
+                np.testing.assert_array_equal(scores, expected[start:stop])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_no_text_is_not_scored(kernel: ModuleType) -> None:
+    lexicon, scoring, scores = kernel.Lexicon(False), kernel.Scoring(go_on), np.full((2, 3), np.nan)
+    for wrong in (["a"], None, b"a"):
+        for sides in ((["a", wrong], ["a", "b"]), (["a", "b"], [wrong, "b"])):
+            assert scoring.rouge_l_texts(lexicon, *sides, 0, 2, scores) is False
+    assert np.isnan(scores).all()
+    assert scoring.rouge_l_texts(lexicon, ["a", wrong], ["a", "b"], 0, 1, scores[:1]) is True
 
 
 def test_every_character_means_what_python_says() -> None:
@@ -375,6 +394,16 @@ def test_texts_of_every_length(character: str) -> None:
     some = [character * length for length in range(201)]
     some += [start[:offset] + character * length for offset in range(64) for length in (1, 2, 15, 16, 17, 63, 64, 65)]
     assert_same_words(some)
+
+
+def test_words_longer_than_a_block() -> None:
+    """Such a word is read at once, to wherever it ends."""
+    ends = ("", " ", "\u00e9b", "\u0130s", "\u212ab", "\u0130 \u212a" * 40, " b" * 40)
+    some = ["-" * place + "Q7" * 200 + "z" * odd + end for place in (0, 1, 63) for odd in range(66) for end in ends] + [
+        "x" * length + end for length in range(60, 135) for end in ends
+    ]
+    for stem in (False, True):
+        assert_same_words(some, stem)
 
 
 @given(st.lists(st.text("aZ09 \u0130\u212aé\ud800", max_size=300), max_size=8), st.booleans())
@@ -557,9 +586,9 @@ def test_c_kernel_refuses_what_is_no_text() -> None:
     lexicon = _kernel.Lexicon(False)
     for wrong in (b"a", None, 1):
         with pytest.raises(TypeError):
-            lexicon.read(["a", wrong], 0, 2, sys.maxsize)  # type: ignore[list-item]
+            lexicon.read(["a", wrong])  # type: ignore[list-item]
     with pytest.raises(TypeError):
-        lexicon.read(("a",), 0, 1, 1)  # type: ignore[arg-type]
+        lexicon.read(("a",))  # type: ignore[arg-type]
     for wrong in (None, [[1]]):
         with pytest.raises(TypeError):
             _kernel.Scoring(go_on).rouge_l_pairs(wrong, wrong, np.empty((1, 3)))  # type: ignore[arg-type]
@@ -590,7 +619,7 @@ resource.setrlimit(resource.RLIMIT_AS, (unlimited, unlimited))
 call()
 print("once")
 """
-READ = "_kernel.Lexicon({stem}).read([text], 0, 1, 1)"
+READ = "_kernel.Lexicon({stem}).read([text])"
 
 
 @pytest.mark.parametrize(

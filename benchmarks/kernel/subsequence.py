@@ -6,7 +6,6 @@ rapidfuzz is fastest with strings, so it has one with a character for each diffe
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ def smallest_dtype(length: int) -> type[np.unsignedinteger[Any]]:
 
 def as_sequences(*sides: list[str]) -> list[_kernel.Sequences]:
     lexicon = _kernel.Lexicon(False)
-    return [lexicon.read(texts, 0, len(texts), sys.maxsize) for texts in sides]
+    return [lexicon.read(texts) for texts in sides]
 
 
 def score_pairs(predictions: _kernel.Sequences, references: _kernel.Sequences) -> FloatArray:
