@@ -520,7 +520,7 @@ static void free_reading(reading *of)
 
 /* What is scored: `count` texts from `first` on. */
 typedef struct {
-    enum { PAIRS, SUMMARIES, MATRIX } kind;
+    enum { PAIRS, TEXTS, SUMMARIES, MATRIX, KINDS } kind;
     size_t first, count;
     size_t block_step;    /* of a matrix */
     bool share_reference; /* pairs that are neighbours do */
@@ -534,28 +534,35 @@ static double *empty_scores(size_t count)
     return scores;
 }
 
-/* Each text against each. */
+/* Each text against each, as sequences or as texts. */
 static cappy_status score_pairs(cappy_space *space, const reading *of, task what)
 {
     const size_t count = what.count * what.count;
-    cappy_sequence *predictions = allocate(count, sizeof *predictions);
-    cappy_sequence *references = allocate(count, sizeof *references);
+    size_t *places[2] = {allocate(count, sizeof **places), allocate(count, sizeof **places)};
+    cappy_sequence *sequences = allocate(2 * count, sizeof *sequences);
+    cappy_text *pairs = allocate(2 * count, sizeof *pairs);
     double *scores = empty_scores(3 * count);
     for (size_t k = 0; k < count; k++) {
-        const size_t slow = what.first + k / what.count, fast = what.first + k % what.count;
-        predictions[k] = of->whole[what.share_reference ? fast : slow];
-        references[k] = of->whole[what.share_reference ? slow : fast];
+        places[what.share_reference][k] = what.first + k / what.count;
+        places[!what.share_reference][k] = what.first + k % what.count;
+        for (size_t side = 0; side < 2; side++) {
+            sequences[side * count + k] = of->whole[places[side][k]];
+            pairs[side * count + k] = texts[places[side][k]];
+        }
     }
     const cappy_status status =
-        cappy_rouge_l_pairs(space, predictions, references, count, cappy_lexicon_bound(of->lexicon), scores);
+        what.kind == TEXTS
+            ? cappy_rouge_l_texts(space, of->lexicon, pairs, pairs + count, count, scores)
+            : cappy_rouge_l_pairs(space, sequences, sequences + count, count, cappy_lexicon_bound(of->lexicon), scores);
     for (size_t k = 0; status == CAPPY_OK && k < count; k++) {
-        const size_t common = lcs[what.first + k / what.count][what.first + k % what.count];
         double expected[3];
-        score(common, predictions[k].length, references[k].length, expected);
+        score(lcs[places[0][k]][places[1][k]], sequences[k].length, sequences[count + k].length, expected);
         REQUIRE(memcmp(scores + 3 * k, expected, sizeof expected) == 0);
     }
-    free(predictions);
-    free(references);
+    free(places[0]);
+    free(places[1]);
+    free(sequences);
+    free(pairs);
     free(scores);
     return status;
 }
@@ -598,9 +605,9 @@ static void perform(cappy_space *space, const reading *of, task what, unsigned c
     watched = space;
     hurry();
     set_fault(fault);
-    const cappy_status status = what.kind == PAIRS       ? score_pairs(space, of, what)
-                                : what.kind == SUMMARIES ? score_summaries(space, of, what)
-                                                         : score_matrix(space, of, what);
+    const cappy_status status = what.kind == SUMMARIES ? score_summaries(space, of, what)
+                                : what.kind == MATRIX  ? score_matrix(space, of, what)
+                                                       : score_pairs(space, of, what);
     clear_fault();
     REQUIRE(status == expected_status());
 }
@@ -620,7 +627,7 @@ static cappy_space *new_space(unsigned char fault)
 static task take_task(input *from)
 {
     const unsigned char how = take(from), first = take(from), count = take(from);
-    return (task){how % 3, first, count, 1 + how / 3 % 3, how & 0x80};
+    return (task){how % KINDS, first, count, 1 + how / KINDS % 3, how & 0x80};
 }
 
 /* The task's texts among those that there are. */
