@@ -11,15 +11,24 @@ MOST_BYTES = 35_000_000
 WHEEL_TAG = "-cp311-abi3-"
 IN_WHEEL = {
     *(f"cappy_lite/{name}" for name in ("__init__.py", "py.typed", "_kernel.abi3.so", "_kernel.pyi", "_kernel_py.py")),
+    "cappy_lite/_operators.abi3.so",
     *(f"cappy_lite/models/cappy-mini/{name}" for name in ("config.json", "model.onnx", "tokenizer.json", "README.md")),
     "cappy_train/cli.py",
 }
 IN_SDIST = {
     *("LICENSE", "CHANGELOG.md", "README.md", "pyproject.toml", "setup.py", "cappy_lite/_kernel.pyx"),
-    *("csrc/cappy.h", "csrc/rouge.c", "tests/conftest.py", "benchmarks/kernel_equality.py", "train/cappy_train/cli.py"),
+    *(
+        "csrc/cappy.h",
+        "csrc/rouge.c",
+        "csrc/operators/attention.inc",
+        "tests/fuzz/fuzz_kernel.c",
+        "tests/conftest.py",
+        "benchmarks/kernel_equality.py",
+        "train/cappy_train/cli.py",
+    ),
     *(name for name in IN_WHEEL if not name.endswith((".so", "cli.py"))),
 }
-SOURCES = (".pyx", ".c", ".h")
+SOURCES = (".pyx", ".c", ".h", ".inc")
 
 
 def main(folder: Path) -> None:

@@ -29,7 +29,7 @@ from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, canonical, model_folde
 from cappy_lite.packing import pack
 from cappy_lite.session import available_cpus, import_onnxruntime, session_options
 from cappy_lite.tokens import TextEncoder
-from cappy_train.graph import joint_twin
+from cappy_train.graph import joint_twin, read_weights
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -111,7 +111,7 @@ class JointScorer:
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         self._tokenizer.enable_truncation(max_tokens)
         self._tokenizer.enable_padding()
-        twin = joint_twin(onnx.load(folder / GRAPH_FILE)).SerializeToString()
+        twin = joint_twin(read_weights(onnx.load(folder / GRAPH_FILE))).SerializeToString()
         self._session = import_onnxruntime().InferenceSession(
             twin, session_options(threads), providers=["CPUExecutionProvider"]
         )

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from cappy_lite.errors import InputTypeError, ModelError
 from cappy_lite.packing import INSTRUCTION_FLOOR, SPECIAL_TOKENS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 GRAPH_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 

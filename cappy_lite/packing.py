@@ -1,14 +1,17 @@
-"""Token ids to packed rows: one instruction, then its candidates, without padding.
+"""Token ids to packed rows: an instruction, then its candidates, without padding.
 
 A row reads `[CLS] instruction [SEP] candidate_1 [SEP] candidate_2 [SEP] ...`. A token sees its own segment and its
 instruction's segment, so candidates never see each other, and each candidate's positions start again right after the
-instruction: its score is what it would be alone. Training packs with this module too, so both see the same rows.
+instruction: its score is what it would be alone. So several short instructions may share a row, each with its own
+candidates, and candidates may stand in a row without their instruction, whose keys and values are given beside it.
+Training packs with this module too, so both see the same rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +24,19 @@ SPECIAL_TOKENS = 3
 INSTRUCTION_FLOOR = 128
 # An instruction that must be cut is cut to a multiple of this, so that candidates of like length share one cut.
 INSTRUCTION_STEP = 64
-# Tokens of candidates, with their [SEP]s, that fill a row.
-CANDIDATE_ROOM = 128
+# Tokens that fill a row: enough for the products of matrices to run at full speed, few enough for what is between them
+# to stay near the processor.
+ROW_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """One row of the network's input. All arrays are int64; L tokens, n candidates.
+    """One row of the network's input. All arrays are int64; L tokens, S segments, n candidates.
 
     input_ids, position_ids, token_type_ids: (L,), as BERT's.
-    segment_ids: (L,); 0 for the instruction, k for the row's k-th candidate, counted from 1.
+    segments: (S, 4); each segment's first token and end, and those of the context that it sees besides itself: none for
+        an instruction, and for a candidate its instruction, in this row or in the context that is given beside it.
+    score_spans: (S, 2); which of the score positions belong to each segment: first and end.
     score_positions: (n,); where each candidate's score is read (its last [SEP]).
     candidate_indices: (n,); which of the caller's candidates these are.
     """
@@ -38,9 +44,15 @@ class PackedRow:
     input_ids: IntArray
     position_ids: IntArray
     token_type_ids: IntArray
-    segment_ids: IntArray
+    segments: IntArray
+    score_spans: IntArray
     score_positions: IntArray
     candidate_indices: IntArray
+
+    @property
+    def segment_ids(self) -> IntArray:
+        """The number of each token's segment, (L,); 0 is the instruction of a row that has just one."""
+        return np.repeat(np.arange(len(self.segments)), self.segments[:, 1] - self.segments[:, 0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,38 @@ class Cut:
 
     instruction: int
     candidate: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Candidates that are read beside the same tokens of an instruction.
+
+    head: token ids of the instruction as it was cut, with its special tokens.
+    candidates: token ids of each, as cut, with its [SEP].
+    indices: which of the caller's candidates they are.
+    """
+
+    head: Sequence[int]
+    candidates: Sequence[Sequence[int]]
+    indices: Sequence[int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a row that holds all of it."""
+        return len(self.head) + sum(map(len, self.candidates))
+
+    def parts(self, first_tokens: int, other_tokens: int) -> Iterator[Group]:
+        """Groups of a row's candidates each: `first_tokens` at most for the first, `other_tokens` for the others.
+
+        A candidate that has more alone is a part of its own.
+        """
+        start, length, limit = 0, 0, first_tokens
+        for index, ids in enumerate(self.candidates):
+            if index > start and length + len(ids) > limit:
+                yield Group(self.head, self.candidates[start:index], self.indices[start:index])
+                start, length, limit = index, 0, other_tokens
+            length += len(ids)
+        yield Group(self.head, self.candidates[start:], self.indices[start:])
 
 
 def cut_lengths(instruction: int, candidate: int, max_tokens: int) -> Cut:
@@ -73,14 +117,28 @@ def cut_middle(ids: Sequence[int], length: int) -> Sequence[int]:
     return [*ids[: length - tail], *ids[len(ids) - tail :]]
 
 
-def row_length(instruction: int) -> int:
-    """Tokens at which a row is full that begins with an instruction of so many tokens, special ones included.
+def groups_of(
+    instruction: Sequence[int], candidates: Sequence[Sequence[int]], *, cls_id: int, sep_id: int, max_tokens: int
+) -> list[Group]:
+    """The candidates by what is left of the instruction beside them, longest first; usually all of it.
 
-    Longer rows share the instruction among more candidates, shorter ones spend less attention on candidates that don't
-    see each other. Measured with the shipped graph, 96 short candidates and instructions of 13 to 419 tokens, on one
-    and on two cores: room for 128 tokens of candidates was the fastest of six rules or within 20 % of it.
+    Args:
+        instruction: token ids of the instruction, without special tokens.
+        candidates: token ids of each candidate, without special tokens.
+        cls_id, sep_id: ids of [CLS] and [SEP].
+        max_tokens: the encoder's position limit, over an instruction and one candidate; at least
+            SPECIAL_TOKENS + INSTRUCTION_FLOOR + 1.
     """
-    return instruction + CANDIDATE_ROOM
+    members: dict[int, tuple[list[Sequence[int]], list[int]]] = {}
+    for index, ids in enumerate(candidates):
+        cut = cut_lengths(len(instruction), len(ids), max_tokens)
+        texts, indices = members.setdefault(cut.instruction, ([], []))
+        texts.append([*ids[: cut.candidate], sep_id])
+        indices.append(index)
+    return [
+        Group([cls_id, *cut_middle(instruction, kept), sep_id], *members[kept])
+        for kept in sorted(members, reverse=True)
+    ]
 
 
 def pack(
@@ -90,57 +148,59 @@ def pack(
     cls_id: int,
     sep_id: int,
     max_tokens: int,
-    row_tokens: int | None = None,
+    row_tokens: int = ROW_TOKENS,
 ) -> Iterator[PackedRow]:
-    """Packed rows that hold every candidate once, each beside the instruction.
+    """Packed rows that hold every candidate once, each row with the instruction.
 
     A row ends at `row_tokens` tokens, unless one candidate alone has more. Candidates keep their order within a row,
-    and rows are made one at a time, so memory does not grow with the number of candidates.
-
-    Args:
-        instruction: token ids of the instruction, without special tokens.
-        candidates: token ids of each candidate, without special tokens.
-        cls_id, sep_id: ids of [CLS] and [SEP].
-        max_tokens: the encoder's position limit, over an instruction and one candidate; at least
-            SPECIAL_TOKENS + INSTRUCTION_FLOOR + 1.
-        row_tokens: length at which a row is full; by default `row_length` of its instruction.
+    and rows are made one at a time. The other arguments are those of `groups_of`.
     """
-    cuts = [cut_lengths(len(instruction), len(ids), max_tokens) for ids in candidates]
-    for kept in sorted({cut.instruction for cut in cuts}, reverse=True):
-        head = [cls_id, *cut_middle(instruction, kept), sep_id]
-        limit = row_length(len(head)) if row_tokens is None else row_tokens
-        members: list[int] = []
-        length = len(head)
-        for index, cut in enumerate(cuts):
-            if cut.instruction != kept:
-                continue
-            if members and length + cut.candidate + 1 > limit:
-                yield _row(head, candidates, cuts, members, sep_id)
-                members, length = [], len(head)
-            members.append(index)
-            length += cut.candidate + 1
-        yield _row(head, candidates, cuts, members, sep_id)
+    for group in groups_of(instruction, candidates, cls_id=cls_id, sep_id=sep_id, max_tokens=max_tokens):
+        room = row_tokens - len(group.head)
+        for part in group.parts(room, room):
+            yield row_of([part])
+
+
+def row_of(groups: Sequence[Group]) -> PackedRow:
+    """The groups' instructions and candidates in one row: none sees another's."""
+    heads = [len(group.head) for group in groups]
+    segments = [ids for group in groups for ids in (group.head, *group.candidates)]
+    of_group = np.repeat(np.arange(len(groups)), [1 + len(group.candidates) for group in groups])
+    is_candidate = np.ones(len(segments), dtype=bool)
+    is_candidate[np.flatnonzero(np.diff(of_group, prepend=-1))] = False
+    return _row(groups, segments, is_candidate, np.array(heads)[of_group], in_row=of_group)
+
+
+def row_beside(group: Group) -> PackedRow:
+    """The group's candidates alone; their instruction is given as the context."""
+    count = len(group.candidates)
+    heads = np.full(count, len(group.head))
+    return _row([group], list(group.candidates), np.ones(count, dtype=bool), heads, in_row=None)
 
 
 def _row(
-    head: Sequence[int], candidates: Sequence[Sequence[int]], cuts: Sequence[Cut], members: Sequence[int], sep_id: int
+    groups: Sequence[Group],
+    segments: list[Sequence[int]],
+    is_candidate: npt.NDArray[np.bool_],
+    head_lengths: IntArray,
+    in_row: IntArray | None,
 ) -> PackedRow:
-    lengths = np.array([len(head)] + [cuts[index].candidate + 1 for index in members], dtype=np.int64)
+    """A row of the segments, each with the length of its group's head; `in_row`: each one's group, if with heads."""
+    lengths = np.array([len(ids) for ids in segments], dtype=np.int64)
     ends = np.cumsum(lengths)
-    input_ids = np.empty(ends[-1], dtype=np.int64)
-    input_ids[: len(head)] = head
-    for index, start, end in zip(members, ends[:-1], ends[1:], strict=True):
-        input_ids[start : end - 1] = candidates[index][: end - 1 - start]
-        input_ids[end - 1] = sep_id
-    segment_ids = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    starts = ends - lengths
+    # A segment sees its group's head; a head sees itself alone.
+    context_starts = np.zeros_like(starts) if in_row is None else starts[~is_candidate][in_row]
+    contexts = np.stack([context_starts, context_starts + head_lengths], axis=1) * is_candidate[:, None]
     # Within a segment positions count up; candidates start where the instruction ended.
-    starts = np.repeat(ends - lengths, lengths)
-    position_ids = np.arange(ends[-1]) - starts + np.where(segment_ids > 0, len(head), 0)
+    offsets = np.where(is_candidate, head_lengths, 0) - starts
+    scored = np.cumsum(is_candidate)
     return PackedRow(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        token_type_ids=np.minimum(segment_ids, 1),
-        segment_ids=segment_ids,
-        score_positions=ends[1:] - 1,
-        candidate_indices=np.array(members, dtype=np.int64),
+        input_ids=np.fromiter(chain.from_iterable(segments), dtype=np.int64, count=int(ends[-1])),
+        position_ids=np.arange(ends[-1]) + np.repeat(offsets, lengths),
+        token_type_ids=np.repeat(is_candidate.astype(np.int64), lengths),
+        segments=np.concatenate([starts[:, None], ends[:, None], contexts], axis=1),
+        score_spans=np.stack([scored - is_candidate, scored], axis=1),
+        score_positions=ends[is_candidate] - 1,
+        candidate_indices=np.array([index for group in groups for index in group.indices], dtype=np.int64),
     )

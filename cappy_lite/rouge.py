@@ -42,7 +42,9 @@ TOKENIZERS: dict[str, Tokenize] = {"unicode": unicode_words, "char": characters}
 
 # Texts that a thread takes at a time: so many that to wait for the GIL in between takes little of the time.
 SHARE = 4096
-SHARES_PER_THREAD = 8
+LEAST_SHARE = 32
+# What is left is so many shares for each thread.
+SHARES_PER_THREAD = 4
 # Words after which a thread forgets those that it has seen: it keeps memory flat, and costs reading them anew.
 KNOWN_WORDS = 1 << 18
 # What is kept between calls: so many workers at most, stemming or not, of so much memory each.
@@ -355,19 +357,16 @@ def _score_pairs(
         )
     tokenize = _check_tokenizer(stem, tokenizer)
     count, workers = len(texts), _check_threads(threads)
-    # Some shares for each of several threads, so that none waits long for the last one.
-    share = SHARE if workers == 1 else min(SHARE, count // (SHARES_PER_THREAD * workers) + 1)
-    shares: SimpleQueue[int] = SimpleQueue()
-    for start in range(0, count, share):
-        shares.put(start)
+    shares: SimpleQueue[tuple[int, int]] = SimpleQueue()
+    for share in _shares(count, workers):
+        shares.put(share)
     scores = np.empty((count, 3))
 
     def score_shares(watch: Watch) -> None:
         worker = _Worker.borrow(stem, tokenize, watch)
-        for start in _taken(shares):
+        for start, stop in _taken(shares):
             watch()
             worker.forget()
-            stop = min(start + share, count)
             if len(texts) != count or len(groups) != count:
                 raise InputValueError("predictions and references must keep their lengths while they are scored")
             if not score(worker, texts, groups, start, stop, scores[start:stop]):
@@ -378,7 +377,17 @@ def _score_pairs(
     return scores
 
 
-def _taken(shares: SimpleQueue[int]) -> Iterator[int]:
+def _shares(count: int, workers: int) -> Iterator[tuple[int, int]]:
+    """Starts and ends: for several threads ever smaller ones, so that none waits long for the last."""
+    start = 0
+    while start < count:
+        share = SHARE if workers == 1 else (count - start) // (SHARES_PER_THREAD * workers)
+        stop = min(start + max(min(share, SHARE), LEAST_SHARE), count)
+        yield start, stop
+        start = stop
+
+
+def _taken(shares: SimpleQueue[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Shares until there are no more; several threads may take from the same."""
     while True:
         try:

@@ -14,13 +14,19 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 
+from cappy_lite import _operators
 from cappy_lite.errors import ModelError
 from cappy_lite.packing import PackedRow
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, SessionOptions
+    from onnxruntime import InferenceSession, NodeArg, SessionOptions
 
-INPUTS = ("input_ids", "position_ids", "token_type_ids", "segment_ids", "score_positions")
+FloatArray = npt.NDArray[np.float32]
+
+# What a graph reads of a packed row, int64, by the names of the row's arrays.
+INPUTS = ("input_ids", "position_ids", "token_type_ids", "segments", "score_positions", "score_spans")
+# Keys and values of an instruction that isn't in the row: float32 (layers, kept, 2 * hidden).
+CONTEXT = "context"
 OUTPUT = "logits"
 
 # ONNX Runtime reports what goes wrong by exception as well; only what is fatal for the process may be printed.
@@ -31,20 +37,57 @@ _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _open_sessions: WeakSet[InferenceSession] = WeakSet()
 
 
-def open_session(path: Path, threads: int) -> InferenceSession:
-    """The graph at `path`, ready to run packed rows on `threads` threads; it may be run from any number of them.
+class Session:
+    """A graph, in a file or serialised, ready to run packed rows; it may be run from any number of threads.
+
+    threads: how many one run computes on.
 
     Raises:
-        ModelError: the file is no ONNX graph, or not one over packed rows.
+        ModelError: it is no ONNX graph, or not one over packed rows.
+    """
+
+    def __init__(self, graph: Path | bytes, threads: int) -> None:
+        self._session = open_session(graph, threads)
+        layers, _, width = _check_signature(graph, self._session)[CONTEXT].shape
+        self._no_context = np.empty((layers, 0, width), dtype=np.float32)
+        self._kept = [f"layers.{number}.key_value" for number in range(layers)]
+
+    def run(self, row: PackedRow, context: FloatArray | None = None) -> FloatArray:
+        """Logits of the row's candidates: float32 (n,), in the row's order.
+
+        context: keys and values of their instruction if it isn't in the row, (layers, tokens, 2 * hidden).
+        """
+        (logits,) = self.tensors([OUTPUT], row, context)
+        return logits
+
+    def run_and_keep(self, row: PackedRow, tokens: int) -> tuple[FloatArray, FloatArray]:
+        """`run`, and the context that the row's first `tokens` tokens are for other rows."""
+        logits, *states = self.tensors([OUTPUT, *self._kept], row)
+        return logits, np.stack([layer[:tokens] for layer in states])
+
+    def tensors(self, names: list[str], row: PackedRow, context: FloatArray | None = None) -> list[FloatArray]:
+        """The graph's outputs of these names."""
+        inputs = {name: getattr(row, name) for name in INPUTS}
+        inputs[CONTEXT] = self._no_context if context is None else context
+        return cast("list[FloatArray]", self._session.run(names, inputs))
+
+
+def open_session(graph: Path | bytes, threads: int) -> InferenceSession:
+    """ONNX Runtime's session of a graph, in a file or serialised.
+
+    Raises:
+        ModelError: it is no ONNX graph that this ONNX Runtime runs.
     """
     onnxruntime = import_onnxruntime()
+    source = graph if isinstance(graph, bytes) else str(graph)
     try:
-        session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(source, session_options(threads), providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no base of their own
-        raise ModelError(f"{path} can't be opened by ONNX Runtime {onnxruntime.__version__}: {error}") from error
-    _check_signature(path, session)
+        raise ModelError(
+            f"{_named(graph)} can't be opened by ONNX Runtime {onnxruntime.__version__}: {error}"
+        ) from error
     _open_sessions.add(session)
-    return session
+    return cast("InferenceSession", session)
 
 
 def session_options(threads: int) -> SessionOptions:
@@ -54,12 +97,14 @@ def session_options(threads: int) -> SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # Waiting threads sleep: spinning costs the host most of a core between calls.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads wait for each other awake, which takes a tenth off a call's time, but sleep between two calls.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # The arena keeps the memory of the largest row for good, and rows differ in length, so no pattern repeats.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = _LOG_FATAL
+    options.register_custom_ops_library(_operators.__file__)
     return options
 
 
@@ -81,12 +126,6 @@ def import_onnxruntime() -> ModuleType:
     # For a library that someone else imported before.
     onnxruntime.disable_telemetry_events()
     return cast("ModuleType", onnxruntime)
-
-
-def run_row(session: InferenceSession, row: PackedRow) -> npt.NDArray[np.float32]:
-    """Logits of the row's candidates: float32 (n,), in the row's order."""
-    inputs = {name: getattr(row, name) for name in INPUTS}
-    return cast("npt.NDArray[np.float32]", session.run([OUTPUT], inputs)[0])
 
 
 def available_cpus() -> int:
@@ -130,14 +169,22 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _check_signature(path: Path, session: InferenceSession) -> None:
-    found = {(node.name, node.type) for node in session.get_inputs()}
-    expected = {(name, "tensor(int64)") for name in INPUTS}
+def _check_signature(graph: Path | bytes, session: InferenceSession) -> dict[str, NodeArg]:
+    """The graph's inputs by name."""
+    inputs = {node.name: node for node in session.get_inputs()}
+    found = {(node.name, node.type) for node in inputs.values()}
+    expected = {(name, "tensor(int64)") for name in INPUTS} | {(CONTEXT, "tensor(float)")}
     if found != expected or (OUTPUT, "tensor(float)") not in {(node.name, node.type) for node in session.get_outputs()}:
         raise ModelError(
-            f"{path} doesn't read packed rows: it must read {', '.join(INPUTS)} (int64) and give {OUTPUT} (float32), "
-            f"but reads {', '.join(f'{name} {kind}' for name, kind in sorted(found))}: export the model again"
+            f"{_named(graph)} doesn't read packed rows: it must read {', '.join(INPUTS)} (int64) and {CONTEXT} "
+            f"(float32) and give {OUTPUT} (float32), but reads "
+            f"{', '.join(f'{name} {kind}' for name, kind in sorted(found))}: export the model again"
         )
+    return inputs
+
+
+def _named(graph: Path | bytes) -> str:
+    return "the graph" if isinstance(graph, bytes) else str(graph)
 
 
 def _keep_inherited_sessions() -> None:

@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 from cappy_lite.packing import (
     INSTRUCTION_FLOOR,
     INSTRUCTION_STEP,
+    ROW_TOKENS,
     SPECIAL_TOKENS,
+    Group,
     PackedRow,
     cut_lengths,
     cut_middle,
+    groups_of,
     pack,
-    row_length,
+    row_beside,
+    row_of,
 )
 
 CLS, SEP = 101, 102
@@ -29,11 +33,11 @@ INSTRUCTIONS = st.lists(TOKENS, max_size=20) | st.integers(0, 600).map(lambda n:
 CANDIDATES = st.lists(
     st.lists(TOKENS, max_size=6) | st.integers(0, 600).map(lambda n: [200 + i % 17 for i in range(n)]), max_size=12
 )
-ROW_LIMITS = st.sampled_from([1, 40, 200, 1024, None])
+ROW_LIMITS = st.sampled_from([1, 40, 200, 1024, ROW_TOKENS])
 
 
 def rows_of(
-    instruction: list[int], candidates: list[list[int]], max_tokens: int = 512, row_tokens: int | None = None
+    instruction: list[int], candidates: list[list[int]], max_tokens: int = 512, row_tokens: int = ROW_TOKENS
 ) -> list[PackedRow]:
     return list(pack(instruction, candidates, cls_id=CLS, sep_id=SEP, max_tokens=max_tokens, row_tokens=row_tokens))
 
@@ -58,8 +62,44 @@ def test_a_row_in_full() -> None:
     assert row.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 4, 4, 5, 6]
     assert row.token_type_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
     assert row.segment_ids.tolist() == [0, 0, 0, 0, 1, 1, 2, 3, 3, 3]
+    assert row.segments.tolist() == [[0, 4, 0, 0], [4, 6, 0, 4], [6, 7, 0, 4], [7, 10, 0, 4]]
+    assert row.score_spans.tolist() == [[0, 0], [0, 1], [1, 2], [2, 3]]
     assert row.score_positions.tolist() == [5, 6, 9]
     assert row.candidate_indices.tolist() == [0, 1, 2]
+
+
+def groups(instruction: list[int], candidates: list[list[int]]) -> list[Group]:
+    return groups_of(instruction, candidates, cls_id=CLS, sep_id=SEP, max_tokens=512)
+
+
+def test_two_instructions_in_a_row() -> None:
+    row = row_of([*groups([7, 8], [[20], []]), *groups([9], [[21, 22]])])
+    assert row.input_ids.tolist() == [CLS, 7, 8, SEP, 20, SEP, SEP, CLS, 9, SEP, 21, 22, SEP]
+    assert row.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 4, 0, 1, 2, 3, 4, 5]
+    assert row.token_type_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1]
+    assert row.segments.tolist() == [[0, 4, 0, 0], [4, 6, 0, 4], [6, 7, 0, 4], [7, 10, 0, 0], [10, 13, 7, 10]]
+    assert row.score_spans.tolist() == [[0, 0], [0, 1], [1, 2], [2, 2], [2, 3]]
+    assert row.score_positions.tolist() == [5, 6, 12]
+    assert row.candidate_indices.tolist() == [0, 1, 0]
+
+
+def test_candidates_beside_their_instruction() -> None:
+    [group] = groups([7, 8], [[20], [21, 22]])
+    row = row_beside(group)
+    assert row.input_ids.tolist() == [20, SEP, 21, 22, SEP]
+    assert row.position_ids.tolist() == [4, 5, 4, 5, 6]
+    assert row.token_type_ids.tolist() == [1, 1, 1, 1, 1]
+    assert row.segments.tolist() == [[0, 2, 0, 4], [2, 5, 0, 4]]
+    assert row.score_spans.tolist() == [[0, 1], [1, 2]]
+    assert row.score_positions.tolist() == [1, 4]
+    assert row.candidate_indices.tolist() == [0, 1]
+
+
+def test_a_groups_parts_fill_rows_in_order() -> None:
+    [group] = groups([7], [[20] * length for length in (3, 3, 9, 1, 1)])
+    assert [list(part.indices) for part in group.parts(8, 10)] == [[0, 1], [2], [3, 4]]
+    assert [list(part.indices) for part in group.parts(1, 1)] == [[0], [1], [2], [3], [4]]
+    assert group.tokens == 3 + 4 + 4 + 10 + 2 + 2
 
 
 def test_a_full_row_starts_another() -> None:
@@ -83,12 +123,12 @@ def test_no_candidates_make_no_rows() -> None:
 
 def test_rows_are_made_one_at_a_time() -> None:
     rows = pack([7], [[20]] * 100_000, cls_id=CLS, sep_id=SEP, max_tokens=512)
-    assert next(rows).candidate_indices.tolist() == list(range((row_length(3) - 3) // 2))
+    assert next(rows).candidate_indices.tolist() == list(range((ROW_TOKENS - 3) // 2))
 
 
 @given(INSTRUCTIONS, CANDIDATES, MAX_TOKENS, ROW_LIMITS)
 def test_every_candidate_is_packed_once(
-    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int | None
+    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int
 ) -> None:
     rows = rows_of(instruction, candidates, max_tokens, row_tokens)
     packed = np.concatenate([row.candidate_indices for row in rows]) if rows else np.empty(0)
@@ -99,14 +139,13 @@ def test_every_candidate_is_packed_once(
 
 @given(INSTRUCTIONS, CANDIDATES, MAX_TOKENS, ROW_LIMITS)
 def test_rows_are_bounded_and_well_formed(
-    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int | None
+    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int
 ) -> None:
     for row in rows_of(instruction, candidates, max_tokens, row_tokens):
         length, count = len(row.input_ids), len(row.score_positions)
         assert count >= 1
-        limit = row_length(int((row.segment_ids == 0).sum())) if row_tokens is None else row_tokens
-        assert length <= limit or count == 1
-        assert length <= max(limit, max_tokens)
+        assert length <= row_tokens or count == 1
+        assert length <= max(row_tokens, max_tokens)
         for tokens in (row.input_ids, row.position_ids, row.token_type_ids, row.segment_ids):
             assert tokens.shape == (length,)
             assert tokens.dtype == np.int64
@@ -122,7 +161,7 @@ def test_rows_are_bounded_and_well_formed(
 
 @given(INSTRUCTIONS, CANDIDATES, MAX_TOKENS, ROW_LIMITS)
 def test_texts_are_kept_as_the_cut_says(
-    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int | None
+    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int
 ) -> None:
     for row in rows_of(instruction, candidates, max_tokens, row_tokens):
         for head, own, positions, index in segments(row):
@@ -134,7 +173,7 @@ def test_texts_are_kept_as_the_cut_says(
 
 @given(INSTRUCTIONS, CANDIDATES, MAX_TOKENS, ROW_LIMITS)
 def test_a_candidate_alone_reads_the_same(
-    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int | None
+    instruction: list[int], candidates: list[list[int]], max_tokens: int, row_tokens: int
 ) -> None:
     for row in rows_of(instruction, candidates, max_tokens, row_tokens):
         for *together, index in segments(row):

@@ -18,14 +18,17 @@ from tiny_model import WORDS, write_tiny_model
 
 import cappy_lite
 from cappy_lite import Ranked, Scorer
-from cappy_lite import scorer as scorer_module
+from cappy_lite import engine as engine_module
+from cappy_lite import session as session_module
 from cappy_lite.errors import InputTypeError, InputValueError, ModelError, TruncationWarning
-from cappy_lite.packing import PackedRow, pack, row_length
-from cappy_lite.session import open_session, run_row
+from cappy_lite.packing import ROW_TOKENS, PackedRow, pack
+from cappy_lite.session import Session
 from cappy_lite.tokens import TextEncoder
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+FloatArray = npt.NDArray[np.float32]
 
 INSTRUCTION = "Put the concepts together to form a sentence: ski, mountain, skier"
 CANDIDATES = ["Skier skis down the mountain.", "A mountain.", "The chef cooks pasta.", "", "xyz 42!"]
@@ -46,12 +49,15 @@ def texts(count: int, seed: int = 0) -> list[str]:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[PackedRow]:
     """The rows that the model really reads from here on."""
     seen: list[PackedRow] = []
+    tensors = Session.tensors
 
-    def recorded(session: InferenceSession, row: PackedRow) -> npt.NDArray[np.float32]:
+    def recorded(
+        self: Session, names: list[str], row: PackedRow, context: FloatArray | None = None
+    ) -> list[FloatArray]:
         seen.append(row)
-        return run_row(session, row)
+        return tensors(self, names, row, context)
 
-    monkeypatch.setattr(scorer_module, "run_row", recorded)
+    monkeypatch.setattr(Session, "tensors", recorded)
     return seen
 
 
@@ -85,7 +91,7 @@ def test_a_score_is_the_same_in_any_order(scorer: Scorer) -> None:
 def test_a_score_is_the_same_however_rows_are_split(scorer: Scorer, tiny_model: Path, row_tokens: int) -> None:
     candidates = texts(200)
     encoder = TextEncoder(tiny_model / "tokenizer.json", cls_token="[CLS]", sep_token="[SEP]")
-    session = open_session(tiny_model / "model.onnx", threads=1)
+    session = Session(tiny_model / "model.onnx", threads=1)
     logits = np.empty(len(candidates), dtype=np.float32)
     for row in pack(
         encoder.encode(INSTRUCTION),
@@ -95,7 +101,7 @@ def test_a_score_is_the_same_however_rows_are_split(scorer: Scorer, tiny_model: 
         max_tokens=160,
         row_tokens=row_tokens,
     ):
-        logits[row.candidate_indices] = run_row(session, row)
+        logits[row.candidate_indices] = session.run(row)
     np.testing.assert_allclose(scorer.score(INSTRUCTION, candidates), 1 / (1 + np.exp(-logits)), rtol=0, atol=1e-5)
 
 
@@ -128,6 +134,75 @@ def test_score_many_is_score_for_each(scorer: Scorer) -> None:
     assert scorer.score_many([], []) == []
 
 
+def test_short_instructions_share_a_row(scorer: Scorer, runs: list[PackedRow]) -> None:
+    instructions = [f"Is {number} good?" for number in range(60)]
+    candidates = [[f"yes {number}", "no"][: 1 + number % 2] for number in range(60)]
+    together = scorer.score_many(instructions, candidates)
+    assert len(runs) == -(-sum(len(row.input_ids) for row in runs) // ROW_TOKENS)
+    for scores, instruction, group in zip(together, instructions, candidates, strict=True):
+        np.testing.assert_allclose(scores, scorer.score(instruction, group), rtol=0, atol=1e-6)
+
+
+# A handle
+
+
+def test_a_handle_scores_as_its_scorer(scorer: Scorer, runs: list[PackedRow]) -> None:
+    groups = [["yes"], CANDIDATES, texts(300), [], ["yes", "yes", "no"]]
+    with scorer.instruction(INSTRUCTION) as handle:
+        found = [handle.score(group) for group in groups]
+        ranking = handle.rerank(CANDIDATES, top_k=2)
+    heads = [int((row.token_type_ids == 0).sum()) for row in runs]
+    assert heads[0] > 0
+    assert sum(heads[1:]) == 0  # the instruction was read once
+    for scores, group in zip(found, groups, strict=True):
+        np.testing.assert_allclose(scores, scorer.score(INSTRUCTION, group), rtol=0, atol=1e-6)
+    assert [row.index for row in ranking] == [row.index for row in scorer.rerank(INSTRUCTION, CANDIDATES, top_k=2)]
+
+
+def test_a_handle_reads_an_instruction_once_for_each_of_its_cuts(scorer: Scorer, runs: list[PackedRow]) -> None:
+    candidates = ["yes", words(60), "no", words(59), words(100)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        with scorer.instruction(words(140)) as handle:
+            first, second = handle.score(candidates), handle.score(candidates)
+            cuts = {int((row.token_type_ids == 0).sum()) for row in runs} - {0}
+            assert len(cuts) == 2
+            assert sum((row.token_type_ids == 0).any() for row in runs) == 2
+        expected = scorer.score(words(140), candidates)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, expected, rtol=0, atol=1e-6)
+
+
+def test_threads_may_share_a_handle(scorer: Scorer) -> None:
+    groups = [texts(40, seed) for seed in range(12)]
+    with scorer.instruction(INSTRUCTION) as handle, ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(handle.score, groups))
+    for scores, group in zip(found, groups, strict=True):
+        np.testing.assert_allclose(scores, scorer.score(INSTRUCTION, group), rtol=0, atol=1e-6)
+
+
+def test_a_closed_handle_says_so(scorer: Scorer) -> None:
+    handle = scorer.instruction(INSTRUCTION)
+    handle.close()
+    handle.close()
+    with pytest.raises(InputValueError, match="this instruction is closed: open another with"):
+        handle.score(CANDIDATES)
+
+
+def test_a_handle_names_what_is_wrong(scorer: Scorer) -> None:
+    for wrong in (None, 3, ["a"]):
+        with pytest.raises(InputTypeError, match="text must be a str"):
+            scorer.instruction(wrong)  # type: ignore[arg-type]
+    with scorer.instruction(INSTRUCTION) as handle:
+        with pytest.raises(InputTypeError, match="candidates must be a list of str"):
+            handle.score("yes")
+        with pytest.raises(InputValueError, match="top_k must be at least 1"):
+            handle.rerank(CANDIDATES, top_k=0)
+        with pytest.warns(TruncationWarning) as caught:
+            handle.score([words(200)])
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_identical_candidates_are_read_once(scorer: Scorer, runs: list[PackedRow]) -> None:
     scores = scorer.score(INSTRUCTION, ["yes", "no", "yes", "yes", "no", "it is"])
     assert sum(len(row.score_positions) for row in runs) == 3
@@ -155,22 +230,25 @@ def test_ten_thousand_candidates_are_never_all_in_memory(scorer: Scorer, monkeyp
         encoded += 1
         return encode(self, text)
 
-    def watched_run(session: InferenceSession, row: PackedRow) -> npt.NDArray[np.float32]:
+    def watched_run(
+        self: Session, names: list[str], row: PackedRow, context: FloatArray | None = None
+    ) -> list[FloatArray]:
         nonlocal scored
         rows.append(weakref.ref(row.input_ids))
         rows_alive.append(sum(one() is not None for one in rows))
         texts_waiting.append(encoded - 1 - scored)  # one of the encoded is the instruction
         lengths.append(len(row.input_ids))
         scored += len(row.score_positions)
-        return run_row(session, row)
+        return tensors(self, names, row, context)
 
+    tensors = Session.tensors
     monkeypatch.setattr(TextEncoder, "encode", watched_encode)
-    monkeypatch.setattr(scorer_module, "run_row", watched_run)
+    monkeypatch.setattr(Session, "tensors", watched_run)
     assert scorer.score(INSTRUCTION, [f"the {number}" for number in range(10_000)]).shape == (10_000,)
     assert scored == 10_000
-    assert max(lengths) <= row_length(len(TextEncoder.encode(scorer._engine.encoder, INSTRUCTION)) + 2)
+    assert max(lengths) <= ROW_TOKENS
     assert max(rows_alive) <= 2
-    assert max(texts_waiting) <= scorer_module.CHUNK_CANDIDATES
+    assert max(texts_waiting) <= engine_module.CHUNK_CANDIDATES
 
 
 def test_an_instruction_is_encoded_once(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,12 +436,13 @@ def test_functions_agree_with_the_scorer(scorer: Scorer, tiny_model: Path) -> No
 
 def test_a_model_is_opened_once_for_all_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, opened = write_tiny_model(tmp_path / "tiny"), []
+    open_session = session_module.open_session
 
-    def watched(path: Path, threads: int) -> InferenceSession:
-        opened.append(path)
-        return open_session(path, threads)
+    def watched(graph: Path, threads: int) -> InferenceSession:
+        opened.append(graph)
+        return open_session(graph, threads)
 
-    monkeypatch.setattr(scorer_module, "open_session", watched)
+    monkeypatch.setattr(session_module, "open_session", watched)
     monkeypatch.chdir(tmp_path)
     models: list[str | Path] = [folder, str(folder), "tiny", Path("tiny")]
     with ThreadPoolExecutor(8) as pool:

@@ -26,6 +26,7 @@ def in_child(work):
 
 def score():
     assert (scorer.score("a", ["b", "c"]) == expected).all()
+    assert (handle.score(["b", "c"]) == expected).all()
     assert (cappy_lite.score("a", ["b", "c"], model=folder) == expected).all()
 
 def score_in_a_grandchild():
@@ -36,6 +37,8 @@ def score_in_a_grandchild():
 folder = sys.argv[1]
 scorer = cappy_lite.Scorer(folder, threads=3)
 expected = scorer.score("a", ["b", "c"])
+handle = scorer.instruction("a")
+assert (handle.score(["b", "c"]) == expected).all()
 assert in_child(score) == 0
 score()
 for work in (score, lambda: None, score_in_a_grandchild):
@@ -76,7 +79,7 @@ def test_scoring_prints_nothing_and_writes_no_file(tiny_model: Path, tmp_path: P
 
 def test_the_session_has_as_many_threads_as_asked(tiny_model: Path) -> None:
     for threads in (1, 3):
-        options = Scorer(tiny_model, threads=threads)._engine.session.get_session_options()
+        options = Scorer(tiny_model, threads=threads)._engine._session._session.get_session_options()
         assert options.intra_op_num_threads == threads
         assert options.inter_op_num_threads == 1
 
@@ -84,7 +87,7 @@ def test_the_session_has_as_many_threads_as_asked(tiny_model: Path) -> None:
 def test_the_default_is_all_that_the_process_may_keep_busy(tiny_model: Path) -> None:
     count = available_cpus()
     assert 1 <= count <= (os.cpu_count() or 1)
-    assert Scorer(tiny_model)._engine.session.get_session_options().intra_op_num_threads == count
+    assert Scorer(tiny_model)._engine._session._session.get_session_options().intra_op_num_threads == count
 
 
 def write_files(root: Path, files: dict[str, str]) -> None:

@@ -19,8 +19,6 @@ from cappy_lite.models import check_files, model_folder, read_config, shipped_mo
 
 INSTRUCTION = "Put the concepts together to form a sentence: ski, mountain, skier"
 CANDIDATES = ["Skier skis down the mountain.", "A mountain.", "The chef cooks pasta."]
-# What neighbours may move a score by; as a rule they don't at all.
-TOLERANCE = 1e-6
 
 MEMORY = """
 import resource, sys
@@ -106,20 +104,24 @@ def test_scores_are_between_0_and_1(scorer: Scorer) -> None:
 
 
 def test_a_score_is_the_same_alone_beside_others_and_in_any_order(scorer: Scorer) -> None:
-    texts = candidates(40)
+    """To the last bit: alone, in rows of one and of several instructions, beside a kept instruction."""
+    texts = candidates(150)
     together = scorer.score(INSTRUCTION, texts)
-    alone = [scorer.score(INSTRUCTION, [text])[0] for text in texts]
-    np.testing.assert_allclose(together, alone, rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(scorer.score(INSTRUCTION, texts[::-1])[::-1], together, rtol=0, atol=TOLERANCE)
+    np.testing.assert_array_equal(scorer.score(INSTRUCTION, texts[::-1])[::-1], together)
+    alone = [scorer.score(INSTRUCTION, [text])[0] for text in texts[:40]]
+    np.testing.assert_array_equal(alone, together[:40])
+    others = ["Name a film.", INSTRUCTION, "Is it cold?"]
+    np.testing.assert_array_equal(scorer.score_many(others, [texts[:3], texts[:9], []])[1], together[:9])
+    with scorer.instruction(INSTRUCTION) as handle:
+        kept = [handle.score(texts[start : start + 13]) for start in range(0, len(texts), 13)]
+    np.testing.assert_array_equal(np.concatenate(kept), together)
 
 
 def test_a_score_is_the_same_with_any_number_of_threads(scorer: Scorer) -> None:
-    texts = candidates(20)
+    texts = candidates(60)
     for threads in (1, 3):
         other = Scorer(threads=threads)
-        np.testing.assert_allclose(
-            other.score(INSTRUCTION, texts), scorer.score(INSTRUCTION, texts), rtol=0, atol=TOLERANCE
-        )
+        np.testing.assert_array_equal(other.score(INSTRUCTION, texts), scorer.score(INSTRUCTION, texts))
 
 
 def test_long_texts_are_cut_and_scored(scorer: Scorer) -> None:

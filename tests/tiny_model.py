@@ -32,7 +32,7 @@ def write_tiny_model(folder: Path, *, max_tokens: int = 160, seed: int = 0) -> P
 def write_config(folder: Path, **changes: object) -> None:
     """Writes config.json with the digests of the folder's files as they are; `changes` replace its keys."""
     config: dict[str, object] = {
-        "format_version": 1,
+        "format_version": 2,
         "name": "tiny",
         "graph": "shared",
         "max_tokens": 160,
@@ -78,10 +78,8 @@ def _graph(vocabulary: int, max_tokens: int, seed: int) -> onnx.ModelProto:
         "positions": random.normal(size=(max_tokens, HIDDEN)) / 2,
         "types": random.normal(size=(2, HIDDEN)) / 2,
         "query": random.normal(size=(HIDDEN, HIDDEN)) / HIDDEN,  # scores of some units: neither flat nor one-hot
-        "key": random.normal(size=(HIDDEN, HIDDEN)) / 2,
-        "value": random.normal(size=(HIDDEN, HIDDEN)) / 2,
+        "key_value": random.normal(size=(HIDDEN, 2 * HIDDEN)) / 2,
         "head": random.normal(size=(HIDDEN,)) / 2,
-        "hidden_from": np.array(-1e9),
     }
     nodes = [
         helper.make_node("Gather", ["words", "input_ids"], ["word_states"]),
@@ -89,36 +87,34 @@ def _graph(vocabulary: int, max_tokens: int, seed: int) -> onnx.ModelProto:
         helper.make_node("Gather", ["types", "token_type_ids"], ["type_states"]),
         helper.make_node("Sum", ["word_states", "position_states", "type_states"], ["states"]),
         helper.make_node("MatMul", ["states", "query"], ["queries"]),
-        helper.make_node("MatMul", ["states", "key"], ["keys"]),
-        helper.make_node("MatMul", ["states", "value"], ["values"]),
-        helper.make_node("Transpose", ["keys"], ["keys_across"]),
-        helper.make_node("MatMul", ["queries", "keys_across"], ["affinities"]),
-        # A query sees the instruction, segment 0, and its own segment.
-        helper.make_node("Unsqueeze", ["segment_ids", "first_axis"], ["key_segments"]),
-        helper.make_node("Unsqueeze", ["segment_ids", "last_axis"], ["query_segments"]),
-        helper.make_node("Equal", ["key_segments", "no_segment"], ["in_instruction"]),
-        helper.make_node("Equal", ["key_segments", "query_segments"], ["in_own_segment"]),
-        helper.make_node("Or", ["in_instruction", "in_own_segment"], ["visible"]),
-        helper.make_node("Where", ["visible", "affinities", "hidden_from"], ["visible_affinities"]),
-        helper.make_node("Softmax", ["visible_affinities"], ["attention"], axis=-1),
-        helper.make_node("MatMul", ["attention", "values"], ["context"]),
-        helper.make_node("Add", ["states", "context"], ["mixed"]),
+        helper.make_node("MatMul", ["states", "key_value"], ["layers.0.key_value"]),
+        helper.make_node("Gather", ["segments", "own_places"], ["spans"], axis=1),
+        helper.make_node(
+            "Attention",
+            ["queries", "layers.0.key_value", "context", "segments", "spans"],
+            ["gathered"],
+            domain="cappy",
+            heads=1,
+            layer=0,
+        ),
+        helper.make_node("Add", ["states", "gathered"], ["mixed"]),
         helper.make_node("Tanh", ["mixed"], ["squashed"]),
         helper.make_node("Gather", ["squashed", "score_positions"], ["picked"]),
         helper.make_node("MatMul", ["picked", "head"], ["logits"]),
     ]
-    integers = {"first_axis": np.array([0]), "last_axis": np.array([1]), "no_segment": np.array(0)}
     initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
-    initializers += [numpy_helper.from_array(value.astype(np.int64), name) for name, value in integers.items()]
-    lengths = dict.fromkeys(("input_ids", "position_ids", "token_type_ids", "segment_ids"), "tokens")
-    lengths["score_positions"] = "candidates"
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, [length]) for name, length in lengths.items()],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["candidates"])],
-        initializers,
+    initializers.append(numpy_helper.from_array(np.array([0, 1]), "own_places"))
+    shapes: dict[str, list[str | int]] = {key: ["tokens"] for key in ("input_ids", "position_ids", "token_type_ids")}
+    shapes |= {"segments": ["segments", 4], "score_spans": ["segments", 2], "score_positions": ["candidates"]}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in shapes.items()]
+    inputs.append(helper.make_tensor_value_info("context", TensorProto.FLOAT, [1, "kept", 2 * HIDDEN]))
+    outputs = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["candidates"]),
+        helper.make_tensor_value_info("layers.0.key_value", TensorProto.FLOAT, ["tokens", 2 * HIDDEN]),
+    ]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("cappy", 1)], ir_version=8
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model, full_check=True)
+    onnx.checker.check_model(model)
     return model

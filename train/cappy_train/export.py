@@ -20,7 +20,7 @@ from tqdm import tqdm
 from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE
 from cappy_lite.packing import PackedRow
-from cappy_lite.session import available_cpus, open_session, run_row
+from cappy_lite.session import Session, available_cpus
 from cappy_train.batches import Packer, network_scores
 from cappy_train.card import model_card
 from cappy_train.evaluate import Question, dev_questions
@@ -143,12 +143,12 @@ def packed_rows(packer: Packer, question: Question, max_tokens: int) -> list[Pac
 
 def graph_scores(graph: Path, packer: Packer, questions: Sequence[Question], max_tokens: int) -> list[FloatArray]:
     """Scores (float32, 0..1) of each question's candidates, by the graph in a file, run as the runtime runs it."""
-    session = open_session(graph, available_cpus())
+    session = Session(graph, available_cpus())
     scores = []
     for question in tqdm(questions, graph.name, unit="question"):
         logits = np.empty(len(question.candidates), dtype=np.float32)
         for row in packed_rows(packer, question, max_tokens):
-            logits[row.candidate_indices] = run_row(session, row)
+            logits[row.candidate_indices] = session.run(row)
         scores.append(torch.from_numpy(logits).sigmoid().numpy())
     return scores
 

@@ -1,6 +1,8 @@
 """The scorer network as an ONNX graph, in float32 or in 8 bits: node by node, so that nothing in it is there by chance.
 
-The graph reads one packed row (see `cappy_lite.packing`); `joint_twin` makes one that reads padded pairs of it.
+The graph reads one packed row (see `cappy_lite.packing`). Products of matrices are ONNX Runtime's; the rest are this
+project's own operators (csrc/operators), of the domain "cappy". `joint_twin` makes a graph of ONNX Runtime's operators
+alone that reads padded pairs.
 """
 
 from __future__ import annotations
@@ -12,21 +14,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
-from cappy_lite.session import INPUTS, OUTPUT
-from cappy_train.attention_rules import (
-    GraphBuilder,
-    belongs_to_rule,
-    joint_attention,
-    joint_rule,
-    packed_attention,
-    packed_rule,
-)
+from cappy_lite.session import CONTEXT, INPUTS, OUTPUT
 from cappy_train.network import ScorerNetwork
 
 FloatArray = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
+
+# Gelu is an operator of its own since opset 20; ONNX Runtime reads that since 1.17.
+OPSET = 20
+IR_VERSION = 9
+# Its own products of 8-bit matrices, and its attention for the joint twin.
+RUNTIME_DOMAIN = "com.microsoft"
+OWN_DOMAIN = "cappy"
 
 EMBEDDING_INPUTS = {
     "word_embeddings": "input_ids",
@@ -59,6 +60,12 @@ class QuantisedLinear:
     input_scale: np.float32
     input_zero_point: np.uint8
 
+    @property
+    def code_gain(self) -> FloatArray:
+        """What an input is multiplied by before it is rounded, (in,)."""
+        gain: FloatArray = self.input_gain / self.input_scale
+        return gain
+
 
 @dataclass(frozen=True, slots=True)
 class QuantisedTable:
@@ -87,10 +94,15 @@ class GraphWeights:
     linears: Mapping[str, Linear | QuantisedLinear]
     norms: Mapping[str, Norm]
 
+    @property
+    def hidden(self) -> int:
+        return len(self.norms["embedding_norm"].gain)
+
 
 def graph_weights(network: ScorerNetwork) -> GraphWeights:
     """The weights of a network, in float32."""
     arrays = {name: weight.detach().float().numpy() for name, weight in network.named_parameters()}
+    hidden = network.config.hidden
     linears: dict[str, Linear | QuantisedLinear] = {}
     norms = {}
     for name in (name.removesuffix(".bias") for name in arrays if name.endswith(".bias")):
@@ -99,8 +111,8 @@ def graph_weights(network: ScorerNetwork) -> GraphWeights:
             norms[name] = Norm(weight, bias)
         elif name.endswith(".query_key_value"):
             layer = name.removesuffix("query_key_value")
-            parts = zip(("query", "key", "value"), np.split(weight, 3), np.split(bias, 3), strict=True)
-            linears |= {f"{layer}{part}": Linear(own.T, own_bias) for part, own, own_bias in parts}
+            linears[f"{layer}query"] = Linear(weight[:hidden].T, bias[:hidden])
+            linears[f"{layer}key_value"] = Linear(weight[hidden:].T, bias[hidden:])
         else:
             linears[name] = Linear(weight.T, bias)
     config = network.config
@@ -111,125 +123,276 @@ def graph_weights(network: ScorerNetwork) -> GraphWeights:
 def packed_graph(weights: GraphWeights) -> onnx.ModelProto:
     """The graph over one packed row: int64 inputs as PackedRow's arrays, output `logits`, float32 (n,).
 
-    Nodes of linear layers are Gemms named as the layers. In 8 bits their inputs and weights pass through pairs of
-    QuantizeLinear and DequantizeLinear, which ONNX Runtime turns into integer products (QGemm).
+    It also reads `context`, float32 (layers, kept, 2 * hidden): keys and values of an instruction that isn't in the
+    row, or none (kept = 0). They are what outputs `layers.0.key_value` and so on, (L, 2 * hidden), gave when it was.
+
+    Nodes of linear layers are Gemms in float32, QGemms in 8 bits, named as the layers.
     """
-    graph = GraphBuilder()
-    packed_rule(graph, heads=weights.heads, hidden=len(weights.norms["embedding_norm"].gain))
-    _body(graph, weights)
-    shapes = {name: ["candidates" if name == "score_positions" else "tokens"] for name in INPUTS}
-    return graph.model(shapes, ["candidates"])
+    builder = _Builder(weights)
+    builder.build()
+    return builder.model()
 
 
-def joint_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+def joint_twin(weights: GraphWeights) -> onnx.ModelProto:
     """The same weights, at the same precision, read as an ordinary cross-encoder: each pair on its own, padded.
 
-    Made from a packed graph, for comparing the time that both take; its scores mean little, for the network was trained
-    with another attention rule. int64 inputs `input_ids`, `attention_mask` (1, then 0 for padding) and
-    `token_type_ids`, all (B, L); output `logits`, float32 (B,), read at each pair's last token.
+    For comparing the time that both take; its scores mean little, for the network was trained with another attention
+    rule. int64 inputs `input_ids`, `attention_mask` (1, then 0 for padding) and `token_type_ids`, all (B, L); output
+    `logits`, float32 (B,), read at each pair's last token. All operators are ONNX Runtime's.
     """
-    graph = GraphBuilder()
-    heads = next(
-        attribute.i for node in model.graph.node for attribute in node.attribute if attribute.name == "num_heads"
-    )
-    (norm,) = (each for each in model.graph.initializer if each.name == "embedding_norm.gain")
-    joint_rule(graph, hidden=norm.dims[0])
-    body = [node for node in model.graph.node if not belongs_to_rule(node.name)]
-    layers = [node.name.removesuffix(".value") for node in body if node.name.endswith(".value")]
-    for node in body:
-        graph.nodes.append(node)
-        if node.name.endswith(".value"):
-            layer = node.name.removesuffix(".value")
-            joint_attention(graph, layer, heads, last=layer == layers[-1])
-    graph.initializers += [each for each in model.graph.initializer if not belongs_to_rule(each.name)]
-    shapes = {name: ["pairs", "tokens"] for name in ("input_ids", "attention_mask", "token_type_ids")}
-    return graph.model(shapes, ["pairs"])
+    builder = _JointBuilder(weights)
+    builder.build()
+    return builder.model()
 
 
-def _body(graph: GraphBuilder, weights: GraphWeights) -> None:
-    """From token ids to logits. States are (tokens of all rows, hidden), but for the attention."""
-    for kind, ids in EMBEDDING_INPUTS.items():
-        _embedding(graph, weights.embeddings[kind], ids, kind)
-    states = graph.node("Add", ["word_embeddings", "position_embeddings"], "placed_embeddings")
-    states = graph.node("Add", [states, "token_type_embeddings"], "embeddings")
-    states = _norm(graph, weights, states, "embedding_norm")
-    graph.constant("flat_shape", [-1, len(weights.norms["embedding_norm"].gain)])
-    states = graph.node("Reshape", [states, "flat_shape"], "states")
-    for number in range(weights.layers):
-        states = _layer(graph, weights, number, states)
-    dense = graph.node("Tanh", [_linear(graph, weights, "head_dense", states)], "head")
-    output = _linear(graph, weights, "head_output", dense)
-    graph.node("Reshape", [output, graph.constant("logits_shape", [-1])], OUTPUT)
+def read_weights(graph: onnx.ModelProto) -> GraphWeights:
+    """The weights of a graph that `packed_graph` made, at its own precision."""
+    arrays = {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
+    nodes = {node.name: node for node in graph.graph.node}
+    producers = {output: node for node in graph.graph.node for output in node.output}
+
+    def code_gain(codes: str) -> FloatArray:
+        producer = producers[codes]
+        scaled = producers[producer.input[0]] if producer.op_type == "QuantizeLinear" else producer
+        return arrays[scaled.input[1 if scaled.op_type in ("Mul", "GeluToBytes") else -2]]
+
+    linears: dict[str, Linear | QuantisedLinear] = {}
+    for name, node in nodes.items():
+        if node.op_type == "Gemm":
+            linears[name] = Linear(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
+        elif node.op_type == "QGemm":
+            scale, zero_point = (arrays[place] for place in node.input[1:3])
+            scales = arrays[f"{name}.weight_scales"]
+            bias = (arrays[f"{name}.bias"] * scale * scales).astype(np.float32)
+            gain = (code_gain(node.input[0]) * scale).astype(np.float32)
+            weight = arrays[f"{name}.weight"]
+            linears[name] = QuantisedLinear(weight, scales, bias, gain, np.float32(scale), np.uint8(zero_point))
+    norms = {name: Norm(arrays[f"{name}.gain"], arrays[f"{name}.bias"]) for name in nodes if f"{name}.gain" in arrays}
+    embeddings: dict[str, FloatArray | QuantisedTable] = {}
+    for kind in EMBEDDING_INPUTS:
+        table = arrays[f"{kind}.table"]
+        embeddings[kind] = QuantisedTable(table, arrays[f"{kind}.scales"]) if table.dtype == np.int8 else table
+    attributes = {each.name: helper.get_attribute_value(each) for each in nodes["layers.0.context"].attribute}
+    (epsilon,) = (each.f for each in nodes["embedding_norm"].attribute if each.name == "epsilon")
+    layers = sum(name.endswith(".context") for name in nodes)
+    return GraphWeights(layers, attributes["heads"], epsilon, embeddings, linears, norms)
 
 
-def _layer(graph: GraphBuilder, weights: GraphWeights, number: int, states: str) -> str:
-    """The layer's output; of the last one, at the score positions alone, for no other is read."""
-    layer, last = f"layers.{number}", number == weights.layers - 1
-    seen = states
-    if last:
-        states = graph.node("Gather", [states, "score_positions"], "states_to_score", axis=0)
-    for part, source in {"query": states, "key": seen, "value": seen}.items():
-        _linear(graph, weights, f"{layer}.{part}", source)
-    packed_attention(graph, layer, weights.heads, last=last)
-    attended = _linear(graph, weights, f"{layer}.attention_output", f"{layer}.context")
-    states = graph.node("Add", [states, attended], f"{layer}.attention_sum")
-    states = _norm(graph, weights, states, f"{layer}.attention_norm")
-    hidden = graph.node("Gelu", [_linear(graph, weights, f"{layer}.intermediate", states)], f"{layer}.gelu")
-    states = graph.node("Add", [states, _linear(graph, weights, f"{layer}.output", hidden)], f"{layer}.output_sum")
-    return _norm(graph, weights, states, f"{layer}.output_norm")
+def kept_outputs(layers: int) -> list[str]:
+    """Names of the outputs with the keys and values of a row's tokens."""
+    return [f"layers.{number}.key_value" for number in range(layers)]
 
 
-def _embedding(graph: GraphBuilder, table: FloatArray | QuantisedTable, ids: str, name: str) -> str:
-    if isinstance(table, np.ndarray):
-        return graph.node("Gather", [graph.constant(f"{name}.table", table), ids], name)
-    rows = graph.node("Gather", [graph.constant(f"{name}.table", table.table), ids], f"{name}.rows")
-    scales = graph.node("Gather", [graph.constant(f"{name}.scales", table.scales), ids], f"{name}.row_scales")
-    values = graph.node("Cast", [rows], f"{name}.values", to=TensorProto.FLOAT)
-    return graph.node("Mul", [values, scales], name)
+@dataclass(frozen=True, slots=True)
+class _States:
+    """A name of states as numbers, (tokens, hidden), and of the same in the 8 bits that linear layers read, or ""."""
+
+    numbers: str
+    codes: str = ""
 
 
-def _norm(graph: GraphBuilder, weights: GraphWeights, states: str, name: str) -> str:
-    norm = weights.norms[name]
-    constants = [graph.constant(f"{name}.gain", norm.gain), graph.constant(f"{name}.bias", norm.bias)]
-    return graph.node("LayerNormalization", [states, *constants], name, epsilon=weights.layer_norm_eps)
+class _Builder:
+    """Adds nodes and constants layer by layer, from token ids to logits."""
 
+    def __init__(self, weights: GraphWeights) -> None:
+        self.weights = weights
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
 
-def _linear(graph: GraphBuilder, weights: GraphWeights, name: str, states: str) -> str:
-    linear = weights.linears[name]
-    if isinstance(linear, Linear):
-        constants = [graph.constant(f"{name}.weight", linear.weight), graph.constant(f"{name}.bias", linear.bias)]
-        return graph.node("Gemm", [states, *constants], name)
-    bias_scales = linear.input_scale * linear.weight_scales
-    bias = np.rint(linear.bias / bias_scales).astype(np.int32)
-    operands = [
-        _quantised_input(graph, states, linear),
-        _dequantised(graph, f"{name}.weight", linear.weight, linear.weight_scales, axis=1),
-        _dequantised(graph, f"{name}.bias", bias, bias_scales, axis=0),
-    ]
-    return graph.node("Gemm", operands, name)
+    def constant(self, name: str, value: npt.ArrayLike) -> str:
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
+        return name
 
+    def node(self, operator: str, inputs: list[str], *names: str, domain: str = "", **attributes: Any) -> str:
+        """Adds a node with outputs of these names, the first of which is its own; returns that."""
+        self.nodes.append(helper.make_node(operator, inputs, names, name=names[0], domain=domain, **attributes))
+        return names[0]
 
-def _quantised_input(graph: GraphBuilder, states: str, linear: QuantisedLinear) -> str:
-    """`states` as 8 bits hold them. Layers that read the same states share their scale, and these nodes."""
-    name = f"{states}.dequantised"
-    if not any(node.name == name for node in graph.nodes):
-        constants = [
-            graph.constant(f"{states}.input_scale", linear.input_scale),
-            graph.constant(f"{states}.input_zero_point", linear.input_zero_point),
+    def model(self) -> onnx.ModelProto:
+        width = 2 * self.weights.hidden
+        shapes: dict[str, list[str | int]] = {name: ["tokens"] for name in INPUTS}
+        shapes |= {"segments": ["segments", 4], "score_spans": ["segments", 2], "score_positions": ["candidates"]}
+        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in shapes.items()]
+        inputs.append(helper.make_tensor_value_info(CONTEXT, TensorProto.FLOAT, [self.weights.layers, "kept", width]))
+        outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["candidates"])]
+        outputs += [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", width])
+            for name in kept_outputs(self.weights.layers)
         ]
-        scaled = graph.node(
-            "Mul", [states, graph.constant(f"{states}.input_gain", linear.input_gain)], f"{states}.scaled"
+        return self.finished(inputs, outputs)
+
+    def finished(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
+        graph = helper.make_graph(self.nodes, "scorer", inputs, outputs, list(self.constants.values()))
+        opsets = [helper.make_opsetid("", OPSET)]
+        opsets += [helper.make_opsetid(domain, 1) for domain in (RUNTIME_DOMAIN, OWN_DOMAIN)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="cappy_train")
+
+    def build(self) -> None:
+        self.begin()
+        tables = [self.embedding(kind) for kind in EMBEDDING_INPUTS]
+        placed = self.node("Add", tables[:2], "placed_embeddings")
+        states = self.add_norm(placed, tables[2], "embedding_norm", reader="layers.0.key_value")
+        for number in range(self.weights.layers):
+            states = self.layer(number, states)
+        dense = self.node("Tanh", [self.linear("head_dense", states)], "head")
+        output = self.linear("head_output", _States(dense))
+        self.node("Reshape", [output, self.constant("logits_shape", [-1])], OUTPUT)
+
+    def begin(self) -> None:
+        self.node("Gather", ["segments", self.constant("own_places", [0, 1])], "spans", axis=1)
+
+    def layer(self, number: int, states: _States) -> _States:
+        """The layer's output; of the last one, at the score positions alone, for no other is read."""
+        layer, last = f"layers.{number}", number == self.weights.layers - 1
+        self.linear(f"{layer}.key_value", states)
+        if last:
+            states = self.picked(states)
+            states = self.coded(states.numbers, f"{layer}.query")
+        self.linear(f"{layer}.query", states)
+        context = self.attention(layer, number, last=last)
+        attended = self.linear(f"{layer}.attention_output", context)
+        states = self.add_norm(states.numbers, attended, f"{layer}.attention_norm", reader=f"{layer}.intermediate")
+        hidden = self.gelu(self.linear(f"{layer}.intermediate", states), layer)
+        output = self.linear(f"{layer}.output", hidden)
+        reader = "head_dense" if last else f"layers.{number + 1}.key_value"
+        return self.add_norm(states.numbers, output, f"{layer}.output_norm", reader=reader)
+
+    def picked(self, states: _States) -> _States:
+        return _States(self.node("Gather", [states.numbers, "score_positions"], "states_to_score", axis=0))
+
+    def embedding(self, kind: str) -> str:
+        table, ids = self.weights.embeddings[kind], EMBEDDING_INPUTS[kind]
+        if isinstance(table, np.ndarray):
+            return self.node("Gather", [self.constant(f"{kind}.table", table), ids], kind)
+        rows = self.node("Gather", [self.constant(f"{kind}.table", table.table), ids], f"{kind}.rows")
+        scales = self.node("Gather", [self.constant(f"{kind}.scales", table.scales), ids], f"{kind}.row_scales")
+        values = self.node("Cast", [rows], f"{kind}.values", to=TensorProto.FLOAT)
+        return self.node("Mul", [values, scales], kind)
+
+    def linear(self, name: str, states: _States) -> str:
+        linear = self.weights.linears[name]
+        if isinstance(linear, Linear):
+            constants = [self.constant(f"{name}.weight", linear.weight), self.constant(f"{name}.bias", linear.bias)]
+            return self.node("Gemm", [states.numbers, *constants], name)
+        bias = np.rint(linear.bias / (linear.input_scale * linear.weight_scales)).astype(np.int32)
+        operands = [
+            states.codes,
+            self.constant(f"{name}.input_scale", linear.input_scale),
+            self.constant(f"{name}.input_zero_point", linear.input_zero_point),
+            self.constant(f"{name}.weight", linear.weight),
+            self.constant(f"{name}.weight_scales", linear.weight_scales),
+            self.constant(f"{name}.weight_zero_points", np.zeros(len(bias), dtype=np.int8)),
+            self.constant(f"{name}.bias", bias),
+        ]
+        return self.node("QGemm", operands, name, domain=RUNTIME_DOMAIN)
+
+    def code_constants(self, reader: str) -> list[str]:
+        """How the linear layer `reader` has its input in 8 bits: gain and zero point; nothing if it reads numbers."""
+        linear = self.weights.linears[reader]
+        if isinstance(linear, Linear):
+            return []
+        gain = self.constant(f"{reader}.input_gain", linear.code_gain)
+        return [gain, self.constant(f"{reader}.input_zero_point", linear.input_zero_point)]
+
+    def coded(self, states: str, reader: str) -> _States:
+        """The states with the 8 bits that `reader` reads."""
+        constants = self.code_constants(reader)
+        if not constants:
+            return _States(states)
+        scaled = self.node("Mul", [states, constants[0]], f"{reader}.scaled_input")
+        one = self.constant("one", np.float32(1))
+        return _States(states, self.node("QuantizeLinear", [scaled, one, constants[1]], f"{reader}.input"))
+
+    def add_norm(self, states: str, added: str, name: str, *, reader: str) -> _States:
+        norm, constants = self.weights.norms[name], self.code_constants(reader)
+        inputs = [self.constant(f"{name}.gain", norm.gain), self.constant(f"{name}.bias", norm.bias)]
+        epsilon = self.weights.layer_norm_eps
+        if not constants:
+            total = self.node("Add", [states, added], f"{name}.sum")
+            return _States(self.node("LayerNormalization", [total, *inputs], name, epsilon=epsilon))
+        inputs = [states, added, *inputs, *constants]
+        names = (name, f"{name}.codes")
+        return _States(self.node("AddNormToBytes", inputs, *names, domain=OWN_DOMAIN, epsilon=epsilon), names[1])
+
+    def gelu(self, states: str, layer: str) -> _States:
+        constants = self.code_constants(f"{layer}.output")
+        if not constants:
+            return _States(self.node("Gelu", [states], f"{layer}.gelu"))
+        return _States("", self.node("GeluToBytes", [states, *constants], f"{layer}.gelu", domain=OWN_DOMAIN))
+
+    def attention(self, layer: str, number: int, *, last: bool) -> _States:
+        inputs = [f"{layer}.query", f"{layer}.key_value", CONTEXT, "segments", "score_spans" if last else "spans"]
+        constants = self.code_constants(f"{layer}.attention_output")
+        operator = "AttentionToBytes" if constants else "Attention"
+        context = self.node(
+            operator,
+            [*inputs, *constants],
+            f"{layer}.context",
+            domain=OWN_DOMAIN,
+            heads=self.weights.heads,
+            layer=number,
         )
-        quantised = graph.node("QuantizeLinear", [scaled, *constants], f"{states}.quantised")
-        graph.node("DequantizeLinear", [quantised, *constants], name)
-    return name
+        return _States("", context) if constants else _States(context)
 
 
-def _dequantised(graph: GraphBuilder, name: str, values: npt.NDArray[Any], scales: FloatArray, *, axis: int) -> str:
-    """Constants kept as integers. Without zero points, 0 as they are, ONNX Runtime wouldn't make integer products."""
-    constants = [
-        graph.constant(name, values),
-        graph.constant(f"{name}.scales", scales),
-        graph.constant(f"{name}.zero_points", np.zeros_like(scales, dtype=values.dtype)),
-    ]
-    return graph.node("DequantizeLinear", constants, f"{name}.dequantised", axis=axis)
+class _JointBuilder(_Builder):
+    """The same body around an attention in which all tokens of a pair see each other, and plain operators."""
+
+    def model(self) -> onnx.ModelProto:
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["pairs", "tokens"]) for name in names]
+        return self.finished(inputs, [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["pairs"])])
+
+    def begin(self) -> None:
+        hidden = self.weights.hidden
+        shape = self.node("Shape", ["input_ids"], "shape")
+        pairs = self.node("Slice", [shape, self.constant("at_0", [0]), self.constant("at_1", [1])], "pairs")
+        self.node("Concat", [pairs, self.constant("states_shape", [-1, hidden])], "batch_shape", axis=0)
+        self.constant("flat_shape", [-1, hidden])
+        zero, one = self.constant("zero", 0), self.constant("one_int", 1)
+        length = self.node("Gather", [shape, one], "length", axis=0)
+        self.node("Range", [zero, length, one], "position_ids")
+        row = self.node("Range", [zero, self.node("Squeeze", [pairs], "pair_count"), one], "row")
+        own_length = self.node("ReduceSum", ["attention_mask", "at_1"], "own_length", keepdims=0)
+        last = self.node("Sub", [own_length, one], "last")
+        self.node("Add", [self.node("Mul", [row, length], "row_start"), last], "score_positions")
+        # A query sees every token of its pair; what padding sees doesn't matter, but it must see something.
+        keys = self.node("Unsqueeze", ["attention_mask", self.constant("key_axes", [1, 2])], "keys")
+        queries = self.node("Unsqueeze", ["attention_mask", self.constant("query_axes", [1, 3])], "queries")
+        self.bias(self.node("GreaterOrEqual", [keys, queries], "visible"), "attention_bias")
+        self.bias(self.node("Equal", [keys, one], "visible_to_score"), "score_bias")
+
+    def bias(self, visible: str, name: str) -> None:
+        """What is added to attention logits: 0 where a key is visible, else -inf; (pairs, 1, queries, keys)."""
+        shown, hidden = self.constant("shown", np.float32(0)), self.constant("hidden", np.float32(-np.inf))
+        self.node("Where", [visible, shown, hidden], name)
+
+    def add_norm(self, states: str, added: str, name: str, *, reader: str) -> _States:
+        norm = self.weights.norms[name]
+        inputs = [self.constant(f"{name}.gain", norm.gain), self.constant(f"{name}.bias", norm.bias)]
+        total = self.node("Add", [states, added], f"{name}.sum")
+        output = self.node("LayerNormalization", [total, *inputs], name, epsilon=self.weights.layer_norm_eps)
+        if name == "embedding_norm":
+            output = self.node("Reshape", [output, "flat_shape"], "states")
+        return self.coded(output, reader)
+
+    def gelu(self, states: str, layer: str) -> _States:
+        return self.coded(self.node("Gelu", [states], f"{layer}.gelu"), f"{layer}.output")
+
+    def attention(self, layer: str, number: int, *, last: bool) -> _States:
+        parts = (f"{layer}.key", f"{layer}.value")
+        self.node("Split", [f"{layer}.key_value"], *parts, axis=1, num_outputs=2)
+        batches = [
+            self.node("Reshape", [states, "batch_shape"], f"{states}_batch") for states in (f"{layer}.query", *parts)
+        ]
+        bias = "score_bias" if last else "attention_bias"
+        context = self.node(
+            "MultiHeadAttention",
+            [*batches, "", "", bias],
+            f"{layer}.context_batch",
+            domain=RUNTIME_DOMAIN,
+            num_heads=self.weights.heads,
+        )
+        flat = self.node("Reshape", [context, "flat_shape"], f"{layer}.context")
+        return self.coded(flat, f"{layer}.attention_output")

@@ -17,7 +17,7 @@ import onnx
 from tqdm import tqdm
 
 from cappy_lite.packing import PackedRow
-from cappy_lite.session import INPUTS, available_cpus, import_onnxruntime, session_options
+from cappy_lite.session import Session, available_cpus
 from cappy_train.graph import GraphWeights, Linear, QuantisedLinear, QuantisedTable
 
 FloatArray = npt.NDArray[np.float32]
@@ -56,15 +56,13 @@ def observe(model: onnx.ModelProto, rows: Sequence[PackedRow], *, seed: int = 0)
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     watched.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in readers)
-    session = import_onnxruntime().InferenceSession(
-        watched.SerializeToString(), session_options(available_cpus()), providers=["CPUExecutionProvider"]
-    )
+    session = Session(watched.SerializeToString(), available_cpus())
     rng = np.random.default_rng(seed)
     lows: dict[str, list[FloatArray]] = {tensor: [] for tensor in readers}
     highs: dict[str, list[FloatArray]] = {tensor: [] for tensor in readers}
     samples: dict[str, list[FloatArray]] = {tensor: [] for tensor in readers}
     for row in tqdm(rows, "calibration", unit="row"):
-        values = session.run(list(readers), {name: getattr(row, name) for name in INPUTS})
+        values = session.tensors(list(readers), row)
         for tensor, vectors in zip(readers, values, strict=True):
             lows[tensor].append(vectors.min(axis=0))
             highs[tensor].append(vectors.max(axis=0))

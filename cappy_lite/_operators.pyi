@@ -1,0 +1,1 @@
+# Nothing: the module is there for its file.

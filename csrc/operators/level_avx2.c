@@ -1,0 +1,17 @@
+/* The operators in the instructions of AVX2 and FMA. */
+#include "level.h"
+
+#ifdef CAPPY_X86
+#include <immintrin.h>
+#pragma GCC target("avx2,fma")
+#define PART 8
+#define BLOCK 4
+#define WIDTH 1
+#define LEVEL(name) name##_avx2
+#include "vectors.h"
+
+#include "attention.inc"
+#include "rows.inc"
+
+const cappy_level cappy_level_avx2 = {cappy_attend_avx2, cappy_norm_rows_avx2, cappy_gelu_rows_avx2};
+#endif

@@ -1,0 +1,17 @@
+/* The operators in the instructions of AVX-512. */
+#include "level.h"
+
+#ifdef CAPPY_X86
+#include <immintrin.h>
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
+#define PART 16
+#define BLOCK 8
+#define WIDTH 2
+#define LEVEL(name) name##_avx512
+#include "vectors.h"
+
+#include "attention.inc"
+#include "rows.inc"
+
+const cappy_level cappy_level_avx512 = {cappy_attend_avx512, cappy_norm_rows_avx512, cappy_gelu_rows_avx512};
+#endif

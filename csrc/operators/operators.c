@@ -1,0 +1,333 @@
+/* The operators as ONNX Runtime calls them: what a graph gives is checked here, and its threads share the work. */
+#include "operators.h"
+
+#include <stdlib.h>
+
+#include "level.h"
+#include "ort.h"
+
+#define DOMAIN "cappy"
+#define MOST_DIMENSIONS 4
+#define CACHE_LINE 64
+#define ROWS_A_PART 16
+
+typedef struct {
+    const void *data;
+    int64_t shape[MOST_DIMENSIONS];
+    size_t rank;
+} tensor;
+
+typedef struct {
+    const ort_api *api;
+    const cappy_level *level;
+    int64_t heads, layer;
+    float epsilon;
+} kernel;
+
+/* Ends the function that it stands in if a call failed. */
+#define TRY(call)                                                                                                      \
+    do {                                                                                                               \
+        ort_status *failed = (call);                                                                                   \
+        if (failed)                                                                                                    \
+            return failed;                                                                                             \
+    } while (0)
+
+#define REQUIRE(kernel, condition)                                                                                     \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            return ort_create_status((kernel)->api)(ORT_INVALID_ARGUMENT, "cappy: not so: " #condition);               \
+    } while (0)
+
+static const cappy_level *best_level(void)
+{
+#if defined(CAPPY_X86) && !defined(CAPPY_NO_AVX512)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return &cappy_level_avx512;
+#endif
+#ifdef CAPPY_X86
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return &cappy_level_avx2;
+#endif
+    return &cappy_level_plain;
+}
+
+static ort_status *take(const kernel *of, ort_context *context, size_t index, tensor *into)
+{
+    const ort_value *value;
+    ort_shape *shape;
+    void *data;
+    TRY(ort_input(of->api)(context, index, &value));
+    TRY(ort_data(of->api)((ort_value *)value, &data));
+    into->data = data;
+    TRY(ort_shape_of(of->api)(value, &shape));
+    ort_status *failed = ort_dimension_count(of->api)(shape, &into->rank);
+    if (!failed && into->rank <= MOST_DIMENSIONS)
+        failed = ort_dimensions(of->api)(shape, into->shape, into->rank);
+    ort_release_shape(of->api)(shape);
+    if (failed)
+        return failed;
+    REQUIRE(of, into->rank <= MOST_DIMENSIONS);
+    return NULL;
+}
+
+static ort_status *take_all(const kernel *of, ort_context *context, tensor *into, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        TRY(take(of, context, i, &into[i]));
+    return NULL;
+}
+
+static ort_status *make(const kernel *of, ort_context *context, size_t index, const tensor *like, void **data)
+{
+    ort_value *value;
+    TRY(ort_output(of->api)(context, index, like->shape, like->rank, &value));
+    return ort_data(of->api)(value, data);
+}
+
+static bool is_vector(const tensor *one, size_t length) { return one->rank == 1 && (size_t)one->shape[0] == length; }
+
+static bool is_matrix(const tensor *one, size_t width) { return one->rank == 2 && (size_t)one->shape[1] == width; }
+
+static ort_status *take_quantisation(const kernel *of, const tensor *gain, const tensor *zero_point, size_t width,
+                                     cappy_quantisation *into)
+{
+    REQUIRE(of, is_vector(gain, width));
+    REQUIRE(of, zero_point->rank == 0);
+    *into = (cappy_quantisation){gain->data, (float)*(const uint8_t *)zero_point->data};
+    return NULL;
+}
+
+/* ---- Attention ---- */
+
+typedef struct {
+    cappy_attention task;
+    cappy_attend *attend;
+    float *scratch;
+    size_t scratch_size;
+} attending;
+
+static void attend_head(void *data, size_t head)
+{
+    const attending *all = data;
+    all->attend(&all->task, head, all->scratch + head * all->scratch_size);
+}
+
+/* Segments must lie in their rows, and spans in the queries. */
+static bool measure(cappy_attention *task, size_t tokens, size_t context_tokens, size_t queries)
+{
+    for (size_t i = 0; i < task->segment_count; i++) {
+        const cappy_segment one = task->segments[i];
+        const cappy_span span = task->spans[i];
+        if (one.first < 0 || one.end <= one.first || (size_t)one.end > tokens || one.context_first < 0 ||
+            one.context_end < one.context_first || (size_t)one.context_end > context_tokens || span.first < 0 ||
+            span.end < span.first || (size_t)span.end > queries)
+            return false;
+        const size_t context = (size_t)(one.context_end - one.context_first), segment = (size_t)(one.end - one.first);
+        task->longest_context = context > task->longest_context ? context : task->longest_context;
+        task->longest_segment = segment > task->longest_segment ? segment : task->longest_segment;
+    }
+    return true;
+}
+
+enum { QUERY, KEY_VALUE, CONTEXT, SEGMENTS, SPANS, ATTENTION_GAIN, ATTENTION_ZERO_POINT, ATTENTION_INPUTS };
+
+static ort_status *attend(const kernel *of, ort_context *context, bool to_bytes)
+{
+    tensor in[ATTENTION_INPUTS];
+    attending all = {.attend = of->level->attend};
+    TRY(take_all(of, context, in, to_bytes ? ATTENTION_INPUTS : ATTENTION_GAIN));
+    REQUIRE(of, in[QUERY].rank == 2);
+    const size_t hidden = (size_t)in[QUERY].shape[1], context_tokens = (size_t)in[CONTEXT].shape[1];
+    REQUIRE(of, of->heads > 0 && hidden % (size_t)of->heads == 0);
+    REQUIRE(of, is_matrix(&in[KEY_VALUE], 2 * hidden));
+    REQUIRE(of, in[CONTEXT].rank == 3 && (size_t)in[CONTEXT].shape[2] == 2 * hidden);
+    REQUIRE(of, of->layer >= 0 && of->layer < in[CONTEXT].shape[0]);
+    REQUIRE(of, is_matrix(&in[SEGMENTS], 4) && is_matrix(&in[SPANS], 2) && in[SEGMENTS].shape[0] == in[SPANS].shape[0]);
+    const float *kept = (const float *)in[CONTEXT].data + (size_t)of->layer * context_tokens * 2 * hidden;
+    all.task = (cappy_attention){
+        .query = in[QUERY].data,
+        .key_value = in[KEY_VALUE].data,
+        .context = context_tokens ? kept : in[KEY_VALUE].data,
+        .segments = in[SEGMENTS].data,
+        .spans = in[SPANS].data,
+        .segment_count = (size_t)in[SEGMENTS].shape[0],
+        .hidden = hidden,
+        .heads = (size_t)of->heads,
+    };
+    const size_t tokens = (size_t)in[KEY_VALUE].shape[0];
+    const bool segments_fit =
+        measure(&all.task, tokens, context_tokens ? context_tokens : tokens, (size_t)in[QUERY].shape[0]);
+    REQUIRE(of, segments_fit);
+    void *result;
+    TRY(make(of, context, 0, &in[QUERY], &result));
+    if (to_bytes) {
+        TRY(take_quantisation(of, &in[ATTENTION_GAIN], &in[ATTENTION_ZERO_POINT], hidden, &all.task.quantisation));
+        all.task.codes = result;
+    } else {
+        all.task.numbers = result;
+    }
+    all.scratch_size = cappy_attention_scratch(&all.task);
+    all.scratch = aligned_alloc(CACHE_LINE, all.task.heads * all.scratch_size * sizeof(float));
+    if (all.scratch == NULL)
+        return ort_create_status(of->api)(ORT_FAIL, "cappy: out of memory");
+    ort_status *failed = ort_parallel_for(of->api)(context, attend_head, all.task.heads, 0, &all);
+    free(all.scratch);
+    return failed;
+}
+
+static ort_status *attend_to_numbers(void *of, ort_context *context) { return attend(of, context, false); }
+
+static ort_status *attend_to_bytes(void *of, ort_context *context) { return attend(of, context, true); }
+
+/* ---- Rows ---- */
+
+typedef struct {
+    cappy_norm task;
+    cappy_norm_rows *run;
+    size_t rows;
+} norming;
+
+static size_t part_end(size_t part, size_t rows)
+{
+    const size_t end = (part + 1) * ROWS_A_PART;
+    return end < rows ? end : rows;
+}
+
+static size_t parts_of(size_t rows) { return (rows + ROWS_A_PART - 1) / ROWS_A_PART; }
+
+static void norm_part(void *data, size_t part)
+{
+    const norming *all = data;
+    all->run(&all->task, part * ROWS_A_PART, part_end(part, all->rows));
+}
+
+enum { STATES, ADDED, NORM_GAIN, NORM_BIAS, NORM_CODE_GAIN, NORM_ZERO_POINT, NORM_INPUTS };
+
+static ort_status *norm_to_bytes(void *data, ort_context *context)
+{
+    const kernel *of = data;
+    tensor in[NORM_INPUTS];
+    void *numbers, *codes;
+    TRY(take_all(of, context, in, NORM_INPUTS));
+    REQUIRE(of, in[STATES].rank == 2);
+    const size_t hidden = (size_t)in[STATES].shape[1], rows = (size_t)in[STATES].shape[0];
+    REQUIRE(of, hidden % 16 == 0);
+    REQUIRE(of, is_matrix(&in[ADDED], hidden) && in[ADDED].shape[0] == in[STATES].shape[0]);
+    REQUIRE(of, is_vector(&in[NORM_GAIN], hidden) && is_vector(&in[NORM_BIAS], hidden));
+    TRY(make(of, context, 0, &in[STATES], &numbers));
+    TRY(make(of, context, 1, &in[STATES], &codes));
+    norming all = {.run = of->level->norm_rows, .rows = rows};
+    all.task = (cappy_norm){
+        .states = in[STATES].data,
+        .added = in[ADDED].data,
+        .gain = in[NORM_GAIN].data,
+        .bias = in[NORM_BIAS].data,
+        .hidden = hidden,
+        .epsilon = of->epsilon,
+        .numbers = numbers,
+        .codes = codes,
+    };
+    TRY(take_quantisation(of, &in[NORM_CODE_GAIN], &in[NORM_ZERO_POINT], hidden, &all.task.quantisation));
+    return ort_parallel_for(of->api)(context, norm_part, parts_of(rows), 0, &all);
+}
+
+typedef struct {
+    cappy_gelu task;
+    cappy_gelu_rows *run;
+    size_t rows;
+} activating;
+
+static void gelu_part(void *data, size_t part)
+{
+    const activating *all = data;
+    all->run(&all->task, part * ROWS_A_PART, part_end(part, all->rows));
+}
+
+static ort_status *gelu_to_bytes(void *data, ort_context *context)
+{
+    const kernel *of = data;
+    tensor in[3];
+    void *codes;
+    TRY(take_all(of, context, in, 3));
+    REQUIRE(of, in[0].rank == 2 && in[0].shape[1] % 16 == 0);
+    const size_t width = (size_t)in[0].shape[1], rows = (size_t)in[0].shape[0];
+    TRY(make(of, context, 0, &in[0], &codes));
+    activating all = {{.states = in[0].data, .width = width, .codes = codes}, of->level->gelu_rows, rows};
+    TRY(take_quantisation(of, &in[1], &in[2], width, &all.task.quantisation));
+    return ort_parallel_for(of->api)(context, gelu_part, parts_of(rows), 0, &all);
+}
+
+/* ---- What ONNX Runtime asks about them ---- */
+
+#define MOST_INPUTS 7
+#define MOST_OUTPUTS 2
+
+typedef struct {
+    ort_operator base; /* first, for ONNX Runtime gives its address */
+    const char *name;
+    ort_type inputs[MOST_INPUTS], outputs[MOST_OUTPUTS];
+    size_t input_count, output_count;
+} operator;
+
+static const operator *own(const ort_operator *one) { return (const operator *)one; }
+static const char *name(const ort_operator *one) { return own(one)->name; }
+static const char *provider(const ort_operator *one) { return (void)one, NULL; }
+static ort_type input_type(const ort_operator *one, size_t index) { return own(one)->inputs[index]; }
+static size_t input_count(const ort_operator *one) { return own(one)->input_count; }
+static ort_type output_type(const ort_operator *one, size_t index) { return own(one)->outputs[index]; }
+static size_t output_count(const ort_operator *one) { return own(one)->output_count; }
+static ort_presence presence(const ort_operator *one, size_t index) { return (void)one, (void)index, ORT_REQUIRED; }
+static int memory_kind(const ort_operator *one, size_t index) { return (void)one, (void)index, 0; }
+static int one_at_least(const ort_operator *one) { return (void)one, 1; }
+
+/* An attribute that a node doesn't have stays as it is. */
+static ort_status *create(const ort_operator *one, const ort_api *api, const ort_info *info, void **into)
+{
+    (void)one;
+    kernel *made = calloc(1, sizeof *made);
+    if (made == NULL)
+        return ort_create_status(api)(ORT_FAIL, "cappy: out of memory");
+    *made = (kernel){.api = api, .level = best_level()};
+    ort_release_status(api)(ort_attribute_int(api)(info, "heads", &made->heads));
+    ort_release_status(api)(ort_attribute_int(api)(info, "layer", &made->layer));
+    ort_release_status(api)(ort_attribute_float(api)(info, "epsilon", &made->epsilon));
+    *into = made;
+    return NULL;
+}
+
+#define BASE(run)                                                                                                      \
+    {                                                                                                                  \
+        .version = 16, .name = name, .provider = provider, .input_type = input_type, .input_count = input_count,       \
+        .output_type = output_type, .output_count = output_count, .destroy = free, .input_presence = presence,         \
+        .output_presence = presence, .input_memory = memory_kind, .variadic_input_arity = one_at_least,                \
+        .variadic_input_homogeneity = one_at_least, .variadic_output_arity = one_at_least,                             \
+        .variadic_output_homogeneity = one_at_least, .create = create, .compute = run,                                 \
+    }
+
+#define ATTENTION_TYPES ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_INT64
+
+static const operator OPERATORS[] = {
+    {BASE(attend_to_numbers), "Attention", {ATTENTION_TYPES}, {ORT_FLOAT}, 5, 1},
+    {BASE(attend_to_bytes), "AttentionToBytes", {ATTENTION_TYPES, ORT_FLOAT, ORT_UINT8}, {ORT_UINT8}, 7, 1},
+    {BASE(norm_to_bytes),
+     "AddNormToBytes",
+     {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_UINT8},
+     {ORT_FLOAT, ORT_UINT8},
+     6,
+     2},
+    {BASE(gelu_to_bytes), "GeluToBytes", {ORT_FLOAT, ORT_FLOAT, ORT_UINT8}, {ORT_UINT8}, 3, 1},
+};
+
+/* ONNX Runtime's way in: adds the operators to a session's options. */
+__attribute__((visibility("default"))) ort_status *RegisterCustomOps(ort_options *options, const ort_base *base);
+
+ort_status *RegisterCustomOps(ort_options *options, const ort_base *base)
+{
+    const ort_api *api = base->api(ORT_VERSION);
+    ort_domain *domain; /* lives as long as the process, as a session may */
+    TRY(ort_create_domain(api)(DOMAIN, &domain));
+    for (size_t i = 0; i < sizeof OPERATORS / sizeof *OPERATORS; i++)
+        TRY(ort_add_operator(api)(domain, &OPERATORS[i].base));
+    return ort_add_domain(api)(options, domain);
+}

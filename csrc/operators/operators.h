@@ -1,0 +1,76 @@
+/* What the scorer's network does besides products of matrices, each in one pass over its rows. A row's result depends on
+ * nothing but what it is made of: not on the number of rows, on their order, or on the number of threads. */
+#ifndef CAPPY_OPERATORS_H
+#define CAPPY_OPERATORS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* How numbers become bytes: rounded x * gain + zero_point, by column. */
+typedef struct {
+    const float *gain;
+    float zero_point;
+} cappy_quantisation;
+
+/* A segment of tokens: those from `first` on sees the tokens of its context, and itself. */
+typedef struct {
+    int64_t first, end, context_first, context_end;
+} cappy_segment;
+
+/* The rows of queries that belong to a segment. */
+typedef struct {
+    int64_t first, end;
+} cappy_span;
+
+typedef struct {
+    const float *query;     /* (queries, hidden) */
+    const float *key_value; /* (tokens, 2 * hidden) */
+    const float *context;   /* the rows that contexts are of: those of another call, or key_value */
+    const cappy_segment *segments;
+    const cappy_span *spans; /* as many */
+    size_t segment_count;
+    size_t hidden, heads;
+    size_t longest_context, longest_segment;
+    float *numbers; /* (queries, hidden): the result as numbers, or */
+    uint8_t *codes; /* as bytes */
+    cappy_quantisation quantisation;
+} cappy_attention;
+
+/* A length in whole vectors. */
+static inline size_t cappy_padded(size_t length) { return (length + 15) / 16 * 16; }
+
+#define CAPPY_MOST_QUERIES 8 /* that go through the keys together, at any level */
+
+/* Numbers of scratch memory that a head takes, whole cache lines. */
+static inline size_t cappy_attention_scratch(const cappy_attention *task)
+{
+    const size_t size = cappy_padded(task->hidden / task->heads), context = cappy_padded(task->longest_context),
+                 segment = cappy_padded(task->longest_segment), longest = context > segment ? context : segment;
+    return 2 * size * (longest + segment) + CAPPY_MOST_QUERIES * (2 * size + context + segment);
+}
+
+/* What the queries gather from the values that they see, for one head. */
+typedef void cappy_attend(const cappy_attention *task, size_t head, float *scratch);
+
+typedef struct {
+    const float *states, *added; /* (rows, hidden); `added` may be NULL */
+    const float *gain, *bias;    /* (hidden,) */
+    size_t hidden;
+    float epsilon;
+    float *numbers; /* (rows, hidden) */
+    uint8_t *codes; /* the same in bytes, unless NULL */
+    cappy_quantisation quantisation;
+} cappy_norm;
+
+typedef struct {
+    const float *states; /* (rows, width) */
+    size_t width;
+    uint8_t *codes; /* (rows, width) */
+    cappy_quantisation quantisation;
+} cappy_gelu;
+
+typedef void cappy_norm_rows(const cappy_norm *task, size_t first, size_t end);
+typedef void cappy_gelu_rows(const cappy_gelu *task, size_t first, size_t end);
+
+#endif

@@ -1,0 +1,237 @@
+/* The scorer's operators at each level of instructions that this processor has: the same to the last bit, and what plain
+ * code in double precision says to within its own error. `.ci/run` builds it under the sanitizers. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "level.h"
+
+#define REQUIRE(condition)                                                                                             \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                                    \
+            exit(1);                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+#define MOST_SEGMENTS 40
+
+static const cappy_level *levels[3];
+static size_t level_count;
+
+static void *allocate(size_t count, size_t size)
+{
+    void *memory = calloc(count ? count : 1, size);
+    REQUIRE(memory);
+    return memory;
+}
+
+static uint32_t state = 1;
+
+static uint32_t below(uint32_t limit)
+{
+    state = state * 1664525u + 1013904223u;
+    return (uint32_t)(((uint64_t)state * limit) >> 32);
+}
+
+/* From -most to most. */
+static float *random_numbers(size_t count, float most)
+{
+    float *numbers = allocate(count, sizeof *numbers);
+    for (size_t i = 0; i < count; i++)
+        numbers[i] = most * ((float)below(20001) - 10000.0f) / 10000.0f;
+    return numbers;
+}
+
+static void check_code(double expected, float gain, float zero_point, uint8_t code)
+{
+    const double exact = fmin(fmax(expected * gain + zero_point, 0), 255);
+    REQUIRE(fabs(exact - code) < 0.51);
+}
+
+/* ---- Attention ---- */
+
+/* An instruction and candidates, or candidates beside a context, or two instructions with their candidates. */
+static size_t random_segments(cappy_segment *segments, cappy_span *spans, size_t context, bool scores_alone, int64_t *queries)
+{
+    const size_t groups = context ? 1 : 1 + below(2), longest = below(3) ? 12 : 70;
+    size_t count = 0;
+    int64_t token = 0;
+    *queries = 0;
+    for (size_t group = 0; group < groups; group++) {
+        int64_t first = 0, end = (int64_t)context;
+        const size_t candidates = below(MOST_SEGMENTS / 2 - 1);
+        for (size_t i = context ? 1 : 0; i <= candidates; i++) {
+            const int64_t length = 1 + (int64_t)below((uint32_t)(i ? longest : 90));
+            segments[count] = (cappy_segment){token, token + length, i ? first : 0, i ? end : 0};
+            const int64_t asked = scores_alone ? i > 0 : length;
+            spans[count] = (cappy_span){*queries, *queries + asked};
+            *queries += asked;
+            if (i == 0) {
+                first = token;
+                end = token + length;
+            }
+            token += length;
+            count++;
+        }
+    }
+    return count;
+}
+
+static void check_attention(const cappy_attention *task, const float *numbers, const uint8_t *codes)
+{
+    const size_t hidden = task->hidden, size = hidden / task->heads;
+    double *weights = allocate(task->longest_context + task->longest_segment, sizeof *weights);
+    for (size_t s = 0; s < task->segment_count; s++)
+        for (int64_t q = task->spans[s].first; q < task->spans[s].end; q++)
+            for (size_t column = 0; column < hidden; column++) {
+                const cappy_segment one = task->segments[s];
+                const size_t head = column / size;
+                double total = 0, sum = 0, most = -INFINITY;
+                for (int turn = 0; turn < 2; turn++) {
+                    size_t seen = 0;
+                    for (int own = 0; own < 2; own++) {
+                        const float *rows = own ? task->key_value : task->context;
+                        for (int64_t k = own ? one.first : one.context_first; k < (own ? one.end : one.context_end); k++) {
+                            const float *key = rows + (size_t)k * 2 * hidden + head * size;
+                            if (turn == 0) {
+                                weights[seen] = 0;
+                                for (size_t i = 0; i < size; i++)
+                                    weights[seen] += (double)task->query[(size_t)q * hidden + head * size + i] * key[i];
+                                weights[seen] /= sqrt((double)size);
+                                most = fmax(most, weights[seen]);
+                            } else {
+                                const double weight = exp(weights[seen] - most);
+                                total += weight;
+                                sum += weight * key[hidden + column % size];
+                            }
+                            seen++;
+                        }
+                    }
+                }
+                const size_t at = (size_t)q * hidden + column;
+                REQUIRE(fabs(numbers[at] - sum / total) < 2e-5);
+                check_code(sum / total, task->quantisation.gain[column], task->quantisation.zero_point, codes[at]);
+            }
+    free(weights);
+}
+
+static void test_attention(size_t heads, size_t size, bool beside, bool scores_alone)
+{
+    const size_t hidden = heads * size, kept = beside ? 1 + below(80) : 0;
+    cappy_segment segments[MOST_SEGMENTS];
+    cappy_span spans[MOST_SEGMENTS];
+    int64_t queries;
+    const size_t count = random_segments(segments, spans, kept, scores_alone, &queries);
+    const size_t tokens = count ? (size_t)segments[count - 1].end : 0, asked = (size_t)queries;
+    float *query = random_numbers(asked * hidden, 2), *key_value = random_numbers(tokens * 2 * hidden, 3);
+    float *context = random_numbers(kept * 2 * hidden, 3), *gain = random_numbers(hidden, 30);
+    cappy_attention task = {
+        .query = query,
+        .key_value = key_value,
+        .context = beside ? context : key_value,
+        .segments = segments,
+        .spans = spans,
+        .segment_count = count,
+        .hidden = hidden,
+        .heads = heads,
+        .quantisation = {gain, 131},
+    };
+    for (size_t i = 0; i < count; i++) {
+        const size_t seen = (size_t)(segments[i].context_end - segments[i].context_first);
+        const size_t own = (size_t)(segments[i].end - segments[i].first);
+        task.longest_context = seen > task.longest_context ? seen : task.longest_context;
+        task.longest_segment = own > task.longest_segment ? own : task.longest_segment;
+    }
+    float *numbers[3];
+    uint8_t *codes[3];
+    for (size_t level = 0; level < level_count; level++) {
+        /* As large as it must be, and full of what mustn't matter. */
+        float *scratch = random_numbers(cappy_attention_scratch(&task), INFINITY);
+        task.numbers = numbers[level] = allocate(asked * hidden, sizeof(float));
+        task.codes = codes[level] = allocate(asked * hidden, 1);
+        for (size_t head = 0; head < heads; head++)
+            levels[level]->attend(&task, head, scratch);
+        REQUIRE(memcmp(numbers[level], numbers[0], asked * hidden * sizeof(float)) == 0);
+        REQUIRE(memcmp(codes[level], codes[0], asked * hidden) == 0);
+        free(scratch);
+    }
+    check_attention(&task, numbers[0], codes[0]);
+    for (size_t level = 0; level < level_count; level++) {
+        free(numbers[level]);
+        free(codes[level]);
+    }
+    free(query);
+    free(key_value);
+    free(context);
+    free(gain);
+}
+
+/* ---- Rows ---- */
+
+static void test_rows(size_t rows, size_t width, bool sum_of_two)
+{
+    float *states = random_numbers(rows * width, 6), *added = random_numbers(rows * width, 6);
+    float *gain = random_numbers(width, 2), *bias = random_numbers(width, 1), *code_gain = random_numbers(width, 40);
+    const cappy_quantisation how = {code_gain, 100};
+    float *numbers[3];
+    uint8_t *codes[3], *gelu_codes[3];
+    for (size_t level = 0; level < level_count; level++) {
+        numbers[level] = allocate(rows * width, sizeof(float));
+        codes[level] = allocate(rows * width, 1);
+        gelu_codes[level] = allocate(rows * width, 1);
+        const cappy_norm norm = {states, sum_of_two ? added : NULL, gain, bias, width, 1e-5f, numbers[level], codes[level], how};
+        const cappy_gelu gelu = {states, width, gelu_codes[level], how};
+        levels[level]->norm_rows(&norm, 0, rows / 2);
+        levels[level]->norm_rows(&norm, rows / 2, rows);
+        levels[level]->gelu_rows(&gelu, 0, rows);
+        REQUIRE(memcmp(numbers[level], numbers[0], rows * width * sizeof(float)) == 0);
+        REQUIRE(memcmp(codes[level], codes[0], rows * width) == 0);
+        REQUIRE(memcmp(gelu_codes[level], gelu_codes[0], rows * width) == 0);
+    }
+    for (size_t row = 0; row < rows; row++) {
+        double sum = 0, squares = 0;
+        for (size_t i = row * width; i < (row + 1) * width; i++)
+            sum += (double)states[i] + (sum_of_two ? added[i] : 0);
+        const double mean = sum / (double)width;
+        for (size_t i = row * width; i < (row + 1) * width; i++)
+            squares += pow((double)states[i] + (sum_of_two ? added[i] : 0) - mean, 2);
+        for (size_t i = 0; i < width; i++) {
+            const size_t at = row * width + i;
+            const double value = (double)states[at] + (sum_of_two ? added[at] : 0);
+            const double normed = (value - mean) / sqrt(squares / (double)width + 1e-5) * gain[i] + bias[i];
+            REQUIRE(fabs(numbers[0][at] - normed) < 1e-5);
+            check_code(normed, code_gain[i], how.zero_point, codes[0][at]);
+            check_code(states[at] * 0.5 * erfc(-states[at] / sqrt(2)), code_gain[i], how.zero_point, gelu_codes[0][at]);
+        }
+    }
+    for (size_t level = 0; level < level_count; level++) {
+        free(numbers[level]);
+        free(codes[level]);
+        free(gelu_codes[level]);
+    }
+    free(states);
+    free(added);
+    free(gain);
+    free(bias);
+    free(code_gain);
+}
+
+int main(void)
+{
+    levels[level_count++] = &cappy_level_plain;
+#ifdef CAPPY_X86
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        levels[level_count++] = &cappy_level_avx2;
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        levels[level_count++] = &cappy_level_avx512;
+#endif
+    static const size_t SIZES[] = {4, 16, 20, 32, 48, 64};
+    for (size_t round = 0; round < 60; round++)
+        test_attention(1 + below(3), SIZES[below(6)], below(2), below(2));
+    for (size_t round = 0; round < 20; round++)
+        test_rows(below(40), 16 * (1 + below(30)), below(2));
+    printf("%zu levels agree\n", level_count);
+    return 0;
+}
