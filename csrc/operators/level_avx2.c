@@ -10,8 +10,15 @@
 #define LEVEL(name) name##_avx2
 #include "vectors.h"
 
-#include "attention.inc"
-#include "rows.inc"
+#include "activation.inc"
 
-const cappy_level cappy_level_avx2 = {cappy_attend_avx2, cappy_norm_rows_avx2, cappy_gelu_rows_avx2};
+#include "attention.inc"
+
+#include "norm.inc"
+
+#include "finish.inc"
+
+#include "linear.inc"
+
+const cappy_level cappy_level_avx2 = {cappy_attend_avx2, cappy_norm_rows_avx2, cappy_linear_part_avx2};
 #endif

@@ -3,15 +3,22 @@
 
 #ifdef CAPPY_X86
 #include <immintrin.h>
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,avx2")
 #define PART 16
 #define BLOCK 8
 #define WIDTH 2
 #define LEVEL(name) name##_avx512
 #include "vectors.h"
 
-#include "attention.inc"
-#include "rows.inc"
+#include "activation.inc"
 
-const cappy_level cappy_level_avx512 = {cappy_attend_avx512, cappy_norm_rows_avx512, cappy_gelu_rows_avx512};
+#include "attention.inc"
+
+#include "norm.inc"
+
+#include "finish.inc"
+
+#include "linear.inc"
+
+const cappy_level cappy_level_avx512 = {cappy_attend_avx512, cappy_norm_rows_avx512, cappy_linear_part_avx512};
 #endif

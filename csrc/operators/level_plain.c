@@ -7,7 +7,14 @@
 #define LEVEL(name) name##_plain
 #include "vectors.h"
 
-#include "attention.inc"
-#include "rows.inc"
+#include "activation.inc"
 
-const cappy_level cappy_level_plain = {cappy_attend_plain, cappy_norm_rows_plain, cappy_gelu_rows_plain};
+#include "attention.inc"
+
+#include "norm.inc"
+
+#include "finish.inc"
+
+#include "linear.inc"
+
+const cappy_level cappy_level_plain = {cappy_attend_plain, cappy_norm_rows_plain, cappy_linear_part_plain};

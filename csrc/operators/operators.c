@@ -10,6 +10,7 @@
 #define MOST_DIMENSIONS 4
 #define CACHE_LINE 64
 #define ROWS_A_PART 16
+#define MOST_INNER 4096 /* of a linear layer that tiles multiply */
 
 typedef struct {
     const void *data;
@@ -20,6 +21,7 @@ typedef struct {
 typedef struct {
     const ort_api *api;
     const cappy_level *level;
+    bool has_tiles;
     int64_t heads, layer;
     float epsilon;
 } kernel;
@@ -42,7 +44,7 @@ static const cappy_level *best_level(void)
 {
 #if defined(CAPPY_X86) && !defined(CAPPY_NO_AVX512)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
         return &cappy_level_avx512;
 #endif
 #ifdef CAPPY_X86
@@ -50,6 +52,16 @@ static const cappy_level *best_level(void)
         return &cappy_level_avx2;
 #endif
     return &cappy_level_plain;
+}
+
+/* Whether there is AMX, and nobody forbids it. */
+static bool has_tiles(void)
+{
+#ifdef CAPPY_AMX
+    return best_level() == &cappy_level_avx512 && __builtin_cpu_supports("amx-int8") && cappy_may_use_amx();
+#else
+    return false;
+#endif
 }
 
 static ort_status *take(const kernel *of, ort_context *context, size_t index, tensor *into)
@@ -232,31 +244,75 @@ static ort_status *norm_to_bytes(void *data, ort_context *context)
     return ort_parallel_for(of->api)(context, norm_part, parts_of(rows), 0, &all);
 }
 
+/* ---- Linear layers ---- */
+
+/* What one part computes: few rows of many columns, so that the rows stay near while the weights come by. */
+#define LINEAR_ROWS 32
+#define LINEAR_COLUMNS 384
+
 typedef struct {
-    cappy_gelu task;
-    cappy_gelu_rows *run;
-    size_t rows;
-} activating;
+    cappy_linear task;
+    const cappy_level *level;
+    bool by_tiles;
+    size_t column_parts;
+} multiplying;
 
-static void gelu_part(void *data, size_t part)
+static size_t least(size_t one, size_t other) { return one < other ? one : other; }
+
+static void multiply_part(void *data, size_t part)
 {
-    const activating *all = data;
-    all->run(&all->task, part * ROWS_A_PART, part_end(part, all->rows));
+    const multiplying *all = data;
+    const cappy_linear *task = &all->task;
+    const size_t row = part / all->column_parts * LINEAR_ROWS, column = part % all->column_parts * LINEAR_COLUMNS;
+    const size_t end_row = least(row + LINEAR_ROWS, task->rows), end = least(column + LINEAR_COLUMNS, task->columns);
+#ifdef CAPPY_AMX
+    _Alignas(CACHE_LINE) uint8_t scratch[LINEAR_ROWS * MOST_INNER];
+    if (all->by_tiles) {
+        cappy_linear_tiles(task, row, end_row, column, end, scratch);
+        return;
+    }
+#endif
+    all->level->linear_part(task, row, end_row, column, end);
 }
 
-static ort_status *gelu_to_bytes(void *data, ort_context *context)
+enum { CODES, WEIGHT, SCALES, BIAS, LINEAR_GAIN, LINEAR_ZERO_POINT, LINEAR_INPUTS };
+
+static ort_status *multiply(const kernel *of, ort_context *context, bool to_bytes)
 {
-    const kernel *of = data;
-    tensor in[3];
-    void *codes;
-    TRY(take_all(of, context, in, 3));
-    REQUIRE(of, in[0].rank == 2 && in[0].shape[1] % 16 == 0);
-    const size_t width = (size_t)in[0].shape[1], rows = (size_t)in[0].shape[0];
-    TRY(make(of, context, 0, &in[0], &codes));
-    activating all = {{.states = in[0].data, .width = width, .codes = codes}, of->level->gelu_rows, rows};
-    TRY(take_quantisation(of, &in[1], &in[2], width, &all.task.quantisation));
-    return ort_parallel_for(of->api)(context, gelu_part, parts_of(rows), 0, &all);
+    tensor in[LINEAR_INPUTS];
+    void *result;
+    TRY(take_all(of, context, in, to_bytes ? LINEAR_INPUTS : LINEAR_GAIN));
+    REQUIRE(of, in[CODES].rank == 2 && in[WEIGHT].rank == 3);
+    const size_t rows = (size_t)in[CODES].shape[0], inner = (size_t)in[CODES].shape[1];
+    const size_t columns = 16 * (size_t)in[WEIGHT].shape[0];
+    REQUIRE(of, 4 * (size_t)in[WEIGHT].shape[1] == inner && in[WEIGHT].shape[2] == 64);
+    REQUIRE(of, is_vector(&in[SCALES], columns) && is_vector(&in[BIAS], columns));
+    const tensor shape = {.rank = 2, .shape = {(int64_t)rows, (int64_t)columns}};
+    TRY(make(of, context, 0, &shape, &result));
+    multiplying all = {.level = of->level, .column_parts = (columns + LINEAR_COLUMNS - 1) / LINEAR_COLUMNS};
+    all.by_tiles = of->has_tiles && inner % 64 == 0 && columns % 32 == 0 && inner <= MOST_INNER;
+    all.task = (cappy_linear){
+        .codes = in[CODES].data,
+        .rows = rows,
+        .inner = inner,
+        .columns = columns,
+        .weight = in[WEIGHT].data,
+        .scales = in[SCALES].data,
+        .bias = in[BIAS].data,
+    };
+    if (to_bytes) {
+        TRY(take_quantisation(of, &in[LINEAR_GAIN], &in[LINEAR_ZERO_POINT], columns, &all.task.quantisation));
+        all.task.codes_out = result;
+    } else {
+        all.task.numbers = result;
+    }
+    const size_t parts = (rows + LINEAR_ROWS - 1) / LINEAR_ROWS * all.column_parts;
+    return ort_parallel_for(of->api)(context, multiply_part, parts, 0, &all);
 }
+
+static ort_status *linear(void *of, ort_context *context) { return multiply(of, context, false); }
+
+static ort_status *linear_gelu_to_bytes(void *of, ort_context *context) { return multiply(of, context, true); }
 
 /* ---- What ONNX Runtime asks about them ---- */
 
@@ -288,7 +344,7 @@ static ort_status *create(const ort_operator *one, const ort_api *api, const ort
     kernel *made = calloc(1, sizeof *made);
     if (made == NULL)
         return ort_create_status(api)(ORT_FAIL, "cappy: out of memory");
-    *made = (kernel){.api = api, .level = best_level()};
+    *made = (kernel){.api = api, .level = best_level(), .has_tiles = has_tiles()};
     ort_release_status(api)(ort_attribute_int(api)(info, "heads", &made->heads));
     ort_release_status(api)(ort_attribute_int(api)(info, "layer", &made->layer));
     ort_release_status(api)(ort_attribute_float(api)(info, "epsilon", &made->epsilon));
@@ -298,14 +354,28 @@ static ort_status *create(const ort_operator *one, const ort_api *api, const ort
 
 #define BASE(run)                                                                                                      \
     {                                                                                                                  \
-        .version = 16, .name = name, .provider = provider, .input_type = input_type, .input_count = input_count,       \
-        .output_type = output_type, .output_count = output_count, .destroy = free, .input_presence = presence,         \
-        .output_presence = presence, .input_memory = memory_kind, .variadic_input_arity = one_at_least,                \
-        .variadic_input_homogeneity = one_at_least, .variadic_output_arity = one_at_least,                             \
-        .variadic_output_homogeneity = one_at_least, .create = create, .compute = run,                                 \
+        .version = 16,                                                                                                 \
+        .name = name,                                                                                                  \
+        .provider = provider,                                                                                          \
+        .input_type = input_type,                                                                                      \
+        .input_count = input_count,                                                                                    \
+        .output_type = output_type,                                                                                    \
+        .output_count = output_count,                                                                                  \
+        .destroy = free,                                                                                               \
+        .input_presence = presence,                                                                                    \
+        .output_presence = presence,                                                                                   \
+        .input_memory = memory_kind,                                                                                   \
+        .variadic_input_arity = one_at_least,                                                                          \
+        .variadic_input_homogeneity = one_at_least,                                                                    \
+        .variadic_output_arity = one_at_least,                                                                         \
+        .variadic_output_homogeneity = one_at_least,                                                                   \
+        .create = create,                                                                                              \
+        .compute = run,                                                                                                \
     }
 
 #define ATTENTION_TYPES ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_INT64
+
+#define LINEAR_TYPES ORT_UINT8, ORT_INT8, ORT_FLOAT, ORT_INT32
 
 static const operator OPERATORS[] = {
     {BASE(attend_to_numbers), "Attention", {ATTENTION_TYPES}, {ORT_FLOAT}, 5, 1},
@@ -316,7 +386,8 @@ static const operator OPERATORS[] = {
      {ORT_FLOAT, ORT_UINT8},
      6,
      2},
-    {BASE(gelu_to_bytes), "GeluToBytes", {ORT_FLOAT, ORT_FLOAT, ORT_UINT8}, {ORT_UINT8}, 3, 1},
+    {BASE(linear), "Linear", {LINEAR_TYPES}, {ORT_FLOAT}, 4, 1},
+    {BASE(linear_gelu_to_bytes), "LinearGeluToBytes", {LINEAR_TYPES, ORT_FLOAT, ORT_UINT8}, {ORT_UINT8}, 6, 1},
 };
 
 /* ONNX Runtime's way in: adds the operators to a session's options. */

@@ -1,5 +1,5 @@
-/* What the scorer's network does besides products of matrices, each in one pass over its rows. A row's result depends on
- * nothing but what it is made of: not on the number of rows, on their order, or on the number of threads. */
+/* What the scorer's network does besides products of matrices, each in one pass over its rows. A row's result depends
+ * on nothing but what it is made of: not on the number of rows, on their order, or on the number of threads. */
 #ifndef CAPPY_OPERATORS_H
 #define CAPPY_OPERATORS_H
 
@@ -63,14 +63,21 @@ typedef struct {
     cappy_quantisation quantisation;
 } cappy_norm;
 
+/* A linear layer of 8-bit inputs and 7-bit weights, inner % 4 == 0 and columns % 16 == 0. */
 typedef struct {
-    const float *states; /* (rows, width) */
-    size_t width;
-    uint8_t *codes; /* (rows, width) */
+    const uint8_t *codes; /* (rows, inner) */
+    size_t rows, inner, columns;
+    const int8_t *weight; /* [columns / 16][inner / 4][16][4] */
+    const float *scales;  /* (columns,): what one of the sums' units is worth */
+    const int32_t *bias;  /* (columns,): in these units, less what the codes' zero point adds to the sums */
+    float *numbers;       /* (rows, columns): the result, or */
+    uint8_t *codes_out;   /* its gelu in bytes */
     cappy_quantisation quantisation;
-} cappy_gelu;
+} cappy_linear;
+
+/* The result's rows and columns from `row` and `column` on; columns in whole 16s. */
+typedef void cappy_linear_part(const cappy_linear *task, size_t row, size_t end_row, size_t column, size_t end_column);
 
 typedef void cappy_norm_rows(const cappy_norm *task, size_t first, size_t end);
-typedef void cappy_gelu_rows(const cappy_gelu *task, size_t first, size_t end);
 
 #endif

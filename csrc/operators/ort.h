@@ -1,5 +1,5 @@
-/* The few parts of ONNX Runtime's C interface that operators of one's own need. It is a table of functions that only ever
- * grows at its end, so a place in it means the same in all versions. */
+/* The few parts of ONNX Runtime's C interface that operators of one's own need. It is a table of functions that only
+ * ever grows at its end, so a place in it means the same in all versions. */
 #ifndef CAPPY_ORT_H
 #define CAPPY_ORT_H
 
@@ -18,7 +18,7 @@ typedef struct ort_domain ort_domain;
 typedef struct ort_options ort_options;
 
 enum { ORT_INVALID_ARGUMENT = 2, ORT_FAIL = 1 };
-typedef enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT64 = 7 } ort_type;
+typedef enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT32 = 6, ORT_INT64 = 7 } ort_type;
 typedef enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 } ort_presence;
 
 /* The table, and the places in it. */
@@ -31,7 +31,7 @@ typedef struct {
     const char *(*version)(void);
 } ort_base;
 
-#define ORT(api, place, result, ...) ((result(*)(__VA_ARGS__))(api)->functions[place])
+#define ORT(api, place, result, ...) ((result (*)(__VA_ARGS__))(api)->functions[place])
 #define ort_create_status(api) ORT(api, 0, ort_status *, int code, const char *message)
 #define ort_create_domain(api) ORT(api, 26, ort_status *, const char *name, ort_domain **domain)
 #define ort_add_operator(api) ORT(api, 27, ort_status *, ort_domain *domain, const struct ort_operator *one)

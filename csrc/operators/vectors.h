@@ -28,7 +28,8 @@ typedef struct {
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* An operation on part `i` of the result, for each; constants, for compilers keep arrays in memory that loops go over. */
+/* An operation on part `i` of the result, for each; constants, for compilers keep arrays in memory that loops go over.
+ */
 #define PART_OF(result, operation, number)                                                                             \
     {                                                                                                                  \
         enum { i = number };                                                                                           \
@@ -55,6 +56,13 @@ INLINE floats load(const float *from)
 {
     floats value;
     EACH(value, load_part(from + i * PART));
+    return value;
+}
+
+INLINE int_part load_int_part(const int32_t *from)
+{
+    int_part value;
+    memcpy(&value, from, sizeof value);
     return value;
 }
 
@@ -181,7 +189,8 @@ INLINE floats exponential(floats x)
     sum = multiply_add(sum, rest, all(1.0f));
     sum = multiply_add(sum, rest, all(1.0f));
     /* The whole part is in the lowest bits of the shifted number, and a power of two in a number's exponent. */
-    EACH(sum, chosen(x.parts[i] < -87.0f, (part){0}, (part)((int_part)sum.parts[i] + ((int_part)shifted.parts[i] << 23))))
+    EACH(sum,
+         chosen(x.parts[i] < -87.0f, (part){0}, (part)((int_part)sum.parts[i] + ((int_part)shifted.parts[i] << 23))))
     return sum;
 }
 
@@ -192,8 +201,8 @@ INLINE void store_bytes(uint8_t *to, floats value)
     for (int i = 0; i < PARTS; i++) {
         const int_part whole = (int_part)cut.parts[i] & 0xFF;
 #if PART == 8
-        const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)whole),
-                                               _mm256_extracti128_si256((__m256i)whole, 1));
+        const __m128i words =
+            _mm_packus_epi32(_mm256_castsi256_si128((__m256i)whole), _mm256_extracti128_si256((__m256i)whole, 1));
         _mm_storel_epi64((__m128i *)(to + i * PART), _mm_packus_epi16(words, words));
 #else
         const byte_part narrow = __builtin_convertvector(whole, byte_part);

@@ -1,5 +1,5 @@
-/* The scorer's operators at each level of instructions that this processor has: the same to the last bit, and what plain
- * code in double precision says to within its own error. `.ci/run` builds it under the sanitizers. */
+/* The scorer's operators at each level of instructions that this processor has: the same to the last bit, and what
+ * plain code in double precision says to within its own error. `.ci/run` builds it under the sanitizers. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,7 +53,8 @@ static void check_code(double expected, float gain, float zero_point, uint8_t co
 /* ---- Attention ---- */
 
 /* An instruction and candidates, or candidates beside a context, or two instructions with their candidates. */
-static size_t random_segments(cappy_segment *segments, cappy_span *spans, size_t context, bool scores_alone, int64_t *queries)
+static size_t random_segments(cappy_segment *segments, cappy_span *spans, size_t context, bool scores_alone,
+                              int64_t *queries)
 {
     const size_t groups = context ? 1 : 1 + below(2), longest = below(3) ? 12 : 70;
     size_t count = 0;
@@ -93,7 +94,8 @@ static void check_attention(const cappy_attention *task, const float *numbers, c
                     size_t seen = 0;
                     for (int own = 0; own < 2; own++) {
                         const float *rows = own ? task->key_value : task->context;
-                        for (int64_t k = own ? one.first : one.context_first; k < (own ? one.end : one.context_end); k++) {
+                        for (int64_t k = own ? one.first : one.context_first; k < (own ? one.end : one.context_end);
+                             k++) {
                             const float *key = rows + (size_t)k * 2 * hidden + head * size;
                             if (turn == 0) {
                                 weights[seen] = 0;
@@ -176,19 +178,16 @@ static void test_rows(size_t rows, size_t width, bool sum_of_two)
     float *gain = random_numbers(width, 2), *bias = random_numbers(width, 1), *code_gain = random_numbers(width, 40);
     const cappy_quantisation how = {code_gain, 100};
     float *numbers[3];
-    uint8_t *codes[3], *gelu_codes[3];
+    uint8_t *codes[3];
     for (size_t level = 0; level < level_count; level++) {
         numbers[level] = allocate(rows * width, sizeof(float));
         codes[level] = allocate(rows * width, 1);
-        gelu_codes[level] = allocate(rows * width, 1);
-        const cappy_norm norm = {states, sum_of_two ? added : NULL, gain, bias, width, 1e-5f, numbers[level], codes[level], how};
-        const cappy_gelu gelu = {states, width, gelu_codes[level], how};
+        const cappy_norm norm = {
+            states, sum_of_two ? added : NULL, gain, bias, width, 1e-5f, numbers[level], codes[level], how};
         levels[level]->norm_rows(&norm, 0, rows / 2);
         levels[level]->norm_rows(&norm, rows / 2, rows);
-        levels[level]->gelu_rows(&gelu, 0, rows);
         REQUIRE(memcmp(numbers[level], numbers[0], rows * width * sizeof(float)) == 0);
         REQUIRE(memcmp(codes[level], codes[0], rows * width) == 0);
-        REQUIRE(memcmp(gelu_codes[level], gelu_codes[0], rows * width) == 0);
     }
     for (size_t row = 0; row < rows; row++) {
         double sum = 0, squares = 0;
@@ -203,18 +202,92 @@ static void test_rows(size_t rows, size_t width, bool sum_of_two)
             const double normed = (value - mean) / sqrt(squares / (double)width + 1e-5) * gain[i] + bias[i];
             REQUIRE(fabs(numbers[0][at] - normed) < 1e-5);
             check_code(normed, code_gain[i], how.zero_point, codes[0][at]);
-            check_code(states[at] * 0.5 * erfc(-states[at] / sqrt(2)), code_gain[i], how.zero_point, gelu_codes[0][at]);
         }
     }
     for (size_t level = 0; level < level_count; level++) {
         free(numbers[level]);
         free(codes[level]);
-        free(gelu_codes[level]);
     }
     free(states);
     free(added);
     free(gain);
     free(bias);
+    free(code_gain);
+}
+
+/* ---- Linear layers ---- */
+
+static void multiply_all(const cappy_linear *task, size_t level)
+{
+    /* In parts, as threads share them. */
+    for (size_t row = 0; row < task->rows; row += 32)
+        for (size_t column = 0; column < task->columns; column += 96) {
+            const size_t end_row = row + 32 < task->rows ? row + 32 : task->rows;
+            const size_t end = column + 96 < task->columns ? column + 96 : task->columns;
+#ifdef CAPPY_AMX
+            if (level == level_count) {
+                uint8_t *scratch = allocate(32 * task->inner, 1);
+                cappy_linear_tiles(task, row, end_row, column, end, scratch);
+                free(scratch);
+                continue;
+            }
+#endif
+            levels[level]->linear_part(task, row, end_row, column, end);
+        }
+}
+
+static void test_linear(size_t rows, size_t inner, size_t columns, bool has_tiles)
+{
+    uint8_t *in = allocate(rows * inner, 1);
+    int8_t *weight = allocate(inner * columns, 1);
+    int32_t *bias = allocate(columns, sizeof *bias);
+    float *scales = random_numbers(columns, 1e-3f), *code_gain = random_numbers(columns, 40);
+    /* The extremes often: sums of two products must fit where they are added up. */
+    for (size_t i = 0; i < rows * inner; i++)
+        in[i] = below(3) ? (uint8_t)below(256) : 255;
+    for (size_t i = 0; i < inner * columns; i++)
+        weight[i] = (int8_t)(below(3) ? (int)below(127) - 63 : below(2) ? 63 : -63);
+    for (size_t i = 0; i < columns; i++)
+        bias[i] = (int32_t)below(200001) - 100000;
+    cappy_linear task = {.codes = in,
+                         .rows = rows,
+                         .inner = inner,
+                         .columns = columns,
+                         .weight = weight,
+                         .scales = scales,
+                         .bias = bias};
+    const size_t ways = level_count + (has_tiles && inner % 64 == 0 && columns % 32 == 0);
+    float *numbers[4];
+    uint8_t *codes[4];
+    for (size_t way = 0; way < ways; way++) {
+        task.numbers = numbers[way] = allocate(rows * columns, sizeof(float));
+        multiply_all(&task, way);
+        task.codes_out = codes[way] = allocate(rows * columns, 1);
+        task.quantisation = (cappy_quantisation){code_gain, 90};
+        multiply_all(&task, way);
+        task.codes_out = NULL;
+        REQUIRE(memcmp(numbers[way], numbers[0], rows * columns * sizeof(float)) == 0);
+        REQUIRE(memcmp(codes[way], codes[0], rows * columns) == 0);
+    }
+    for (size_t row = 0; row < rows; row++)
+        for (size_t column = 0; column < columns; column++) {
+            int64_t sum = bias[column];
+            for (size_t i = 0; i < inner; i++)
+                sum +=
+                    in[row * inner + i] * weight[((column / 16 * (inner / 4) + i / 4) * 16 + column % 16) * 4 + i % 4];
+            const float expected = (float)sum * scales[column];
+            REQUIRE(numbers[0][row * columns + column] == expected);
+            check_code(expected * 0.5 * erfc(-expected / sqrt(2)), code_gain[column], 90,
+                       codes[0][row * columns + column]);
+        }
+    for (size_t way = 0; way < ways; way++) {
+        free(numbers[way]);
+        free(codes[way]);
+    }
+    free(in);
+    free(weight);
+    free(bias);
+    free(scales);
     free(code_gain);
 }
 
@@ -224,7 +297,8 @@ int main(void)
 #ifdef CAPPY_X86
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         levels[level_count++] = &cappy_level_avx2;
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
         levels[level_count++] = &cappy_level_avx512;
 #endif
     static const size_t SIZES[] = {4, 16, 20, 32, 48, 64};
@@ -232,6 +306,12 @@ int main(void)
         test_attention(1 + below(3), SIZES[below(6)], below(2), below(2));
     for (size_t round = 0; round < 20; round++)
         test_rows(below(40), 16 * (1 + below(30)), below(2));
-    printf("%zu levels agree\n", level_count);
+    bool has_tiles = false;
+#ifdef CAPPY_AMX
+    has_tiles = level_count == 3 && __builtin_cpu_supports("amx-int8") && cappy_may_use_amx();
+#endif
+    for (size_t round = 0; round < 40; round++)
+        test_linear(below(70), below(2) ? 64 * (1 + below(8)) : 4 * (1 + below(40)), 16 * (1 + below(12)), has_tiles);
+    printf("%zu levels agree\n", level_count + has_tiles);
     return 0;
 }

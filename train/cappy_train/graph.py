@@ -1,8 +1,7 @@
 """The scorer network as an ONNX graph, in float32 or in 8 bits: node by node, so that nothing in it is there by chance.
 
-The graph reads one packed row (see `cappy_lite.packing`). Products of matrices are ONNX Runtime's; the rest are this
-project's own operators (csrc/operators), of the domain "cappy". `joint_twin` makes a graph of ONNX Runtime's operators
-alone that reads padded pairs.
+The graph reads one packed row (see `cappy_lite.packing`), mostly by this project's own operators (csrc/operators), of
+the domain "cappy". `joint_twin` makes a graph of ONNX Runtime's operators alone that reads padded pairs.
 """
 
 from __future__ import annotations
@@ -126,7 +125,7 @@ def packed_graph(weights: GraphWeights) -> onnx.ModelProto:
     It also reads `context`, float32 (layers, kept, 2 * hidden): keys and values of an instruction that isn't in the
     row, or none (kept = 0). They are what outputs `layers.0.key_value` and so on, (L, 2 * hidden), gave when it was.
 
-    Nodes of linear layers are Gemms in float32, QGemms in 8 bits, named as the layers.
+    Linear layers are nodes of their names: Gemms in float32, this project's own operators in 8 bits.
     """
     builder = _Builder(weights)
     builder.build()
@@ -146,27 +145,29 @@ def joint_twin(weights: GraphWeights) -> onnx.ModelProto:
 
 
 def read_weights(graph: onnx.ModelProto) -> GraphWeights:
-    """The weights of a graph that `packed_graph` made, at its own precision."""
+    """The weights of a graph that `packed_graph` made, at its own precision (8-bit inputs' scales in the weights')."""
     arrays = {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
     nodes = {node.name: node for node in graph.graph.node}
     producers = {output: node for node in graph.graph.node for output in node.output}
 
-    def code_gain(codes: str) -> FloatArray:
+    def codes_of(codes: str) -> tuple[FloatArray, np.uint8]:
+        """What a number was multiplied by before it was rounded, and the zero point."""
         producer = producers[codes]
         scaled = producers[producer.input[0]] if producer.op_type == "QuantizeLinear" else producer
-        return arrays[scaled.input[1 if scaled.op_type in ("Mul", "GeluToBytes") else -2]]
+        gain = arrays[scaled.input[1 if scaled.op_type == "Mul" else -2]]
+        return gain, np.uint8(arrays[producer.input[-1]])
 
     linears: dict[str, Linear | QuantisedLinear] = {}
     for name, node in nodes.items():
         if node.op_type == "Gemm":
             linears[name] = Linear(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
-        elif node.op_type == "QGemm":
-            scale, zero_point = (arrays[place] for place in node.input[1:3])
-            scales = arrays[f"{name}.weight_scales"]
-            bias = (arrays[f"{name}.bias"] * scale * scales).astype(np.float32)
-            gain = (code_gain(node.input[0]) * scale).astype(np.float32)
-            weight = arrays[f"{name}.weight"]
-            linears[name] = QuantisedLinear(weight, scales, bias, gain, np.float32(scale), np.uint8(zero_point))
+        elif node.op_type in ("Linear", "LinearGeluToBytes"):
+            gain, zero_point = codes_of(node.input[0])
+            weight = unpacked(arrays[f"{name}.weight"])
+            scales = arrays[f"{name}.scales"]
+            sums = arrays[f"{name}.bias"] + np.int32(zero_point) * weight.sum(axis=0, dtype=np.int32)
+            bias = (sums * scales).astype(np.float32)
+            linears[name] = QuantisedLinear(weight, scales, bias, gain, np.float32(1), zero_point)
     norms = {name: Norm(arrays[f"{name}.gain"], arrays[f"{name}.bias"]) for name in nodes if f"{name}.gain" in arrays}
     embeddings: dict[str, FloatArray | QuantisedTable] = {}
     for kind in EMBEDDING_INPUTS:
@@ -176,6 +177,18 @@ def read_weights(graph: onnx.ModelProto) -> GraphWeights:
     (epsilon,) = (each.f for each in nodes["embedding_norm"].attribute if each.name == "epsilon")
     layers = sum(name.endswith(".context") for name in nodes)
     return GraphWeights(layers, attributes["heads"], epsilon, embeddings, linears, norms)
+
+
+def packed(weight: Int8Array) -> Int8Array:
+    """Weights (in, out) as the operator reads them: (out / 16, in / 4, 64), 4 of the inputs' for each of 16 outputs."""
+    inner, columns = weight.shape
+    return weight.reshape(inner // 4, 4, columns // 16, 16).transpose(2, 0, 3, 1).reshape(columns // 16, inner // 4, 64)
+
+
+def unpacked(weight: Int8Array) -> Int8Array:
+    """Weights (in, out), from what `packed` made of them."""
+    tiles, steps, _ = weight.shape
+    return weight.reshape(tiles, steps, 16, 4).transpose(1, 3, 0, 2).reshape(4 * steps, 16 * tiles)
 
 
 def kept_outputs(layers: int) -> list[str]:
@@ -253,7 +266,7 @@ class _Builder:
         context = self.attention(layer, number, last=last)
         attended = self.linear(f"{layer}.attention_output", context)
         states = self.add_norm(states.numbers, attended, f"{layer}.attention_norm", reader=f"{layer}.intermediate")
-        hidden = self.gelu(self.linear(f"{layer}.intermediate", states), layer)
+        hidden = self.intermediate(layer, states)
         output = self.linear(f"{layer}.output", hidden)
         reader = "head_dense" if last else f"layers.{number + 1}.key_value"
         return self.add_norm(states.numbers, output, f"{layer}.output_norm", reader=reader)
@@ -272,20 +285,21 @@ class _Builder:
 
     def linear(self, name: str, states: _States) -> str:
         linear = self.weights.linears[name]
-        if isinstance(linear, Linear):
-            constants = [self.constant(f"{name}.weight", linear.weight), self.constant(f"{name}.bias", linear.bias)]
-            return self.node("Gemm", [states.numbers, *constants], name)
-        bias = np.rint(linear.bias / (linear.input_scale * linear.weight_scales)).astype(np.int32)
-        operands = [
+        if isinstance(linear, QuantisedLinear):
+            return self.node("Linear", self.quantised_operands(name, linear, states), name, domain=OWN_DOMAIN)
+        constants = [self.constant(f"{name}.weight", linear.weight), self.constant(f"{name}.bias", linear.bias)]
+        return self.node("Gemm", [states.numbers, *constants], name)
+
+    def quantised_operands(self, name: str, linear: QuantisedLinear, states: _States) -> list[str]:
+        scales = linear.input_scale * linear.weight_scales
+        # The sums are of codes; what their zero point adds is known beforehand.
+        surplus = np.int32(linear.input_zero_point) * linear.weight.sum(axis=0, dtype=np.int32)
+        return [
             states.codes,
-            self.constant(f"{name}.input_scale", linear.input_scale),
-            self.constant(f"{name}.input_zero_point", linear.input_zero_point),
-            self.constant(f"{name}.weight", linear.weight),
-            self.constant(f"{name}.weight_scales", linear.weight_scales),
-            self.constant(f"{name}.weight_zero_points", np.zeros(len(bias), dtype=np.int8)),
-            self.constant(f"{name}.bias", bias),
+            self.constant(f"{name}.weight", packed(linear.weight)),
+            self.constant(f"{name}.scales", scales),
+            self.constant(f"{name}.bias", np.rint(linear.bias / scales).astype(np.int32) - surplus),
         ]
-        return self.node("QGemm", operands, name, domain=RUNTIME_DOMAIN)
 
     def code_constants(self, reader: str) -> list[str]:
         """How the linear layer `reader` has its input in 8 bits: gain and zero point; nothing if it reads numbers."""
@@ -315,11 +329,14 @@ class _Builder:
         names = (name, f"{name}.codes")
         return _States(self.node("AddNormToBytes", inputs, *names, domain=OWN_DOMAIN, epsilon=epsilon), names[1])
 
-    def gelu(self, states: str, layer: str) -> _States:
-        constants = self.code_constants(f"{layer}.output")
-        if not constants:
-            return _States(self.node("Gelu", [states], f"{layer}.gelu"))
-        return _States("", self.node("GeluToBytes", [states, *constants], f"{layer}.gelu", domain=OWN_DOMAIN))
+    def intermediate(self, layer: str, states: _States) -> _States:
+        """The wide linear layer and what follows it, its GELU."""
+        name = f"{layer}.intermediate"
+        linear = self.weights.linears[name]
+        if isinstance(linear, Linear):
+            return _States(self.node("Gelu", [self.linear(name, states)], f"{layer}.gelu"))
+        operands = [*self.quantised_operands(name, linear, states), *self.code_constants(f"{layer}.output")]
+        return _States("", self.node("LinearGeluToBytes", operands, name, domain=OWN_DOMAIN))
 
     def attention(self, layer: str, number: int, *, last: bool) -> _States:
         inputs = [f"{layer}.query", f"{layer}.key_value", CONTEXT, "segments", "score_spans" if last else "spans"]
@@ -377,8 +394,26 @@ class _JointBuilder(_Builder):
             output = self.node("Reshape", [output, "flat_shape"], "states")
         return self.coded(output, reader)
 
-    def gelu(self, states: str, layer: str) -> _States:
-        return self.coded(self.node("Gelu", [states], f"{layer}.gelu"), f"{layer}.output")
+    def linear(self, name: str, states: _States) -> str:
+        linear = self.weights.linears[name]
+        if isinstance(linear, Linear):
+            return super().linear(name, states)
+        operands = [
+            states.codes,
+            self.constant(f"{name}.input_scale", linear.input_scale),
+            self.constant(f"{name}.input_zero_point", linear.input_zero_point),
+            self.constant(f"{name}.weight", linear.weight),
+            self.constant(f"{name}.weight_scales", linear.weight_scales),
+            self.constant(f"{name}.weight_zero_points", np.zeros(linear.weight.shape[1], dtype=np.int8)),
+            self.constant(
+                f"{name}.bias", np.rint(linear.bias / (linear.input_scale * linear.weight_scales)).astype(np.int32)
+            ),
+        ]
+        return self.node("QGemm", operands, name, domain=RUNTIME_DOMAIN)
+
+    def intermediate(self, layer: str, states: _States) -> _States:
+        hidden = self.node("Gelu", [self.linear(f"{layer}.intermediate", states)], f"{layer}.gelu")
+        return self.coded(hidden, f"{layer}.output")
 
     def attention(self, layer: str, number: int, *, last: bool) -> _States:
         parts = (f"{layer}.key", f"{layer}.value")
