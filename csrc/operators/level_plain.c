@@ -1,5 +1,10 @@
-/* The operators in the instructions that every processor of its kind has. */
+/* The operators in the instructions that every processor of its kind has. (On ARM that is NEON, with everything that it
+ * takes; on x86 a stopgap, for AVX2 is common since 2013.) */
 #include "level.h"
+
+#ifdef __aarch64__
+#include <arm_neon.h>
+#endif
 
 #define PART 4
 #define BLOCK 4
