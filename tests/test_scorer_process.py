@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cappy_lite import Scorer
@@ -59,6 +64,22 @@ assert dict(os.environ) == before
 """
 
 
+INTERRUPTED = """
+import sys
+import cappy_lite
+
+candidates = [f"the car number {number}" for number in range(500_000)]
+scorer = cappy_lite.Scorer(sys.argv[1], threads=2)
+expected = scorer.score("a", ["b", "c"])
+print("scoring", flush=True)
+try:
+    scorer.score("a", candidates)
+except KeyboardInterrupt:
+    assert (scorer.score("a", ["b", "c"]) == expected).all()
+    print("interrupted, and scores as before")
+"""
+
+
 def python(program: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     # From 3.12 on, Python warns of forks beside threads; these are what is tested.
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, *arguments]
@@ -68,6 +89,28 @@ def python(program: str, *arguments: str, env: dict[str, str] | None = None) -> 
 def test_scorers_survive_forks(tiny_model: Path) -> None:
     done = python(FORKS, str(tiny_model))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_scorers_and_their_scores_are_sent_to_spawned_processes(tiny_model: Path) -> None:
+    scorer = Scorer(tiny_model, threads=1)
+    instructions, groups = ["a", "b", "a"], [["c", "d"], ["c"], []]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(scorer.score, instructions, groups))
+    for scores, instruction, group in zip(found, instructions, groups, strict=True):
+        np.testing.assert_array_equal(scores, scorer.score(instruction, group))
+
+
+def test_ctrl_c_ends_a_long_call(tiny_model: Path) -> None:
+    """And leaves the scorer as it was."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tiny_model)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "scoring\n"
+    time.sleep(1)  # of some dozen seconds
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (0, "interrupted, and scores as before\n", "")
 
 
 def test_scoring_prints_nothing_and_writes_no_file(tiny_model: Path, tmp_path: Path) -> None:
