@@ -10,7 +10,8 @@
 #define MOST_DIMENSIONS 4
 #define CACHE_LINE 64
 #define ROWS_A_PART 16
-#define MOST_INNER 4096 /* of a linear layer that tiles multiply */
+#define STACK_SCRATCH ((size_t)48 << 10) /* numbers: enough for an instruction of 512 tokens */
+#define MOST_INNER 4096                  /* of a linear layer that tiles multiply */
 
 typedef struct {
     const void *data;
@@ -115,14 +116,19 @@ static ort_status *take_quantisation(const kernel *of, const tensor *gain, const
 typedef struct {
     cappy_attention task;
     cappy_attend *attend;
-    float *scratch;
+    float *scratch; /* for all heads, or NULL: on the stack, where it is near and costs no page faults */
     size_t scratch_size;
 } attending;
 
 static void attend_head(void *data, size_t head)
 {
     const attending *all = data;
-    all->attend(&all->task, head, all->scratch + head * all->scratch_size);
+    if (all->scratch) {
+        all->attend(&all->task, head, all->scratch + head * all->scratch_size);
+        return;
+    }
+    _Alignas(CACHE_LINE) float scratch[STACK_SCRATCH];
+    all->attend(&all->task, head, scratch);
 }
 
 /* Segments must lie in their rows, and spans in the queries. */
@@ -135,9 +141,7 @@ static bool measure(cappy_attention *task, size_t tokens, size_t context_tokens,
             one.context_end < one.context_first || (size_t)one.context_end > context_tokens || span.first < 0 ||
             span.end < span.first || (size_t)span.end > queries)
             return false;
-        const size_t context = (size_t)(one.context_end - one.context_first), segment = (size_t)(one.end - one.first);
-        task->longest_context = context > task->longest_context ? context : task->longest_context;
-        task->longest_segment = segment > task->longest_segment ? segment : task->longest_segment;
+        cappy_measure(task, one);
     }
     return true;
 }
@@ -180,9 +184,11 @@ static ort_status *attend(const kernel *of, ort_context *context, bool to_bytes)
         all.task.numbers = result;
     }
     all.scratch_size = cappy_attention_scratch(&all.task);
-    all.scratch = aligned_alloc(CACHE_LINE, all.task.heads * all.scratch_size * sizeof(float));
-    if (all.scratch == NULL)
-        return ort_create_status(of->api)(ORT_FAIL, "cappy: out of memory");
+    if (all.scratch_size > STACK_SCRATCH) {
+        all.scratch = aligned_alloc(CACHE_LINE, all.task.heads * all.scratch_size * sizeof(float));
+        if (all.scratch == NULL)
+            return ort_create_status(of->api)(ORT_FAIL, "cappy: out of memory");
+    }
     ort_status *failed = ort_parallel_for(of->api)(context, attend_head, all.task.heads, 0, &all);
     free(all.scratch);
     return failed;

@@ -31,9 +31,9 @@ typedef struct {
     const cappy_span *spans; /* as many */
     size_t segment_count;
     size_t hidden, heads;
-    size_t longest_context, longest_segment;
-    float *numbers; /* (queries, hidden): the result as numbers, or */
-    uint8_t *codes; /* as bytes */
+    size_t longest_shared, longest_own; /* see cappy_measure */
+    float *numbers;                     /* (queries, hidden): the result as numbers, or */
+    uint8_t *codes;                     /* as bytes */
     cappy_quantisation quantisation;
 } cappy_attention;
 
@@ -42,12 +42,22 @@ static inline size_t cappy_padded(size_t length) { return (length + 15) / 16 * 1
 
 #define CAPPY_MOST_QUERIES 8 /* that go through the keys together, at any level */
 
+/* Counts a segment in: what is kept at hand is what its queries share with others, its context, or itself if it has
+ * none; and itself besides a context. */
+static inline void cappy_measure(cappy_attention *task, cappy_segment one)
+{
+    const size_t own = (size_t)(one.end - one.first), context = (size_t)(one.context_end - one.context_first);
+    const size_t shared = context ? context : own;
+    task->longest_shared = shared > task->longest_shared ? shared : task->longest_shared;
+    task->longest_own = context && own > task->longest_own ? own : task->longest_own;
+}
+
 /* Numbers of scratch memory that a head takes, whole cache lines. */
 static inline size_t cappy_attention_scratch(const cappy_attention *task)
 {
-    const size_t size = cappy_padded(task->hidden / task->heads), context = cappy_padded(task->longest_context),
-                 segment = cappy_padded(task->longest_segment), longest = context > segment ? context : segment;
-    return 2 * size * (longest + segment) + CAPPY_MOST_QUERIES * (2 * size + context + segment);
+    const size_t size = cappy_padded(task->hidden / task->heads);
+    const size_t longest = cappy_padded(task->longest_shared) + cappy_padded(task->longest_own);
+    return 2 * size * longest + CAPPY_MOST_QUERIES * (2 * size + longest);
 }
 
 /* What the queries gather from the values that they see, for one head. */

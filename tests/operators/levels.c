@@ -83,7 +83,7 @@ static size_t random_segments(cappy_segment *segments, cappy_span *spans, size_t
 static void check_attention(const cappy_attention *task, const float *numbers, const uint8_t *codes)
 {
     const size_t hidden = task->hidden, size = hidden / task->heads;
-    double *weights = allocate(task->longest_context + task->longest_segment, sizeof *weights);
+    double *weights = allocate(task->longest_shared + task->longest_own, sizeof *weights);
     for (size_t s = 0; s < task->segment_count; s++)
         for (int64_t q = task->spans[s].first; q < task->spans[s].end; q++)
             for (size_t column = 0; column < hidden; column++) {
@@ -140,12 +140,8 @@ static void test_attention(size_t heads, size_t size, bool beside, bool scores_a
         .heads = heads,
         .quantisation = {gain, 131},
     };
-    for (size_t i = 0; i < count; i++) {
-        const size_t seen = (size_t)(segments[i].context_end - segments[i].context_first);
-        const size_t own = (size_t)(segments[i].end - segments[i].first);
-        task.longest_context = seen > task.longest_context ? seen : task.longest_context;
-        task.longest_segment = own > task.longest_segment ? own : task.longest_segment;
-    }
+    for (size_t i = 0; i < count; i++)
+        cappy_measure(&task, segments[i]);
     float *numbers[3];
     uint8_t *codes[3];
     for (size_t level = 0; level < level_count; level++) {
