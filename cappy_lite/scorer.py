@@ -8,15 +8,18 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from cappy_lite.activations import ACTIVATIONS
 from cappy_lite.arguments import check_count, check_list, check_text, check_texts
 from cappy_lite.errors import InputValueError, TruncationWarning
+from cappy_lite.joint import JointEngine
 from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, ModelConfig, canonical, check_files, model_folder, read_config
-from cappy_lite.packing import cut_lengths, pack
+from cappy_lite.packing import Cut, cut_lengths, pack
 from cappy_lite.selection import Ranked, rank
 from cappy_lite.session import available_cpus, open_session, run_row
 from cappy_lite.tokens import TextEncoder
@@ -67,7 +70,7 @@ class Scorer:
             candidates: n texts; equal ones are scored once.
 
         Returns:
-            float32 (n,), 0..1, in the input's order.
+            float32 (n,), in the input's order; 0..1, or a joint model's own outputs where its config says so.
 
         Raises:
             InputTypeError, InputValueError: an argument, or an item of it, is no text.
@@ -118,7 +121,7 @@ class Scorer:
         cuts.warn()
         return scores
 
-    def _own_engine(self) -> _Engine:
+    def _own_engine(self) -> _Engine | JointEngine:
         """The engine of this process: in a forked child, the inherited one is left alone and another is opened."""
         if self._engine.pid != os.getpid():
             with _lock:
@@ -161,10 +164,12 @@ class _Engine:
     session: InferenceSession
 
     @staticmethod
-    def open(model: str, threads: int | None) -> _Engine:
+    def open(model: str, threads: int | None) -> _Engine | JointEngine:
         folder = model_folder(model)
         config = read_config(folder)
         check_files(folder, config)
+        if config.graph == "joint":
+            return JointEngine.open(folder, config, threads)
         encoder = TextEncoder(folder / TOKENIZER_FILE, cls_token=config.cls_token, sep_token=config.sep_token)
         session = open_session(folder / GRAPH_FILE, threads or available_cpus())
         return _Engine(os.getpid(), config, encoder, session)
@@ -193,9 +198,11 @@ class _Engine:
                 sep_id=self.encoder.sep_id,
                 max_tokens=self.config.max_tokens,
             )
+            activation = ACTIVATIONS[self.config.score_activation]
             for row in rows:
-                scores[start + row.candidate_indices] = _sigmoid(run_row(self.session, row))
-        cuts.add(len(instruction_ids), lengths[inverse])
+                scores[start + row.candidate_indices] = activation(run_row(self.session, row))
+        cut = partial(cut_lengths, max_tokens=self.config.max_tokens)
+        cuts.add(len(instruction_ids), lengths[inverse], cut)
         return scores[inverse]
 
 
@@ -207,9 +214,9 @@ class _Cuts:
         self._candidate_losses: list[int] = []
         self._instruction_losses: list[int] = []
 
-    def add(self, instruction: int, candidates: npt.NDArray[np.int64]) -> None:
-        """Counts one instruction and its candidates, n > 0, by their lengths in tokens."""
-        cuts = [cut_lengths(instruction, int(length), self._max_tokens) for length in candidates]
+    def add(self, instruction: int, candidates: npt.NDArray[np.int64], cut_lengths: Callable[[int, int], Cut]) -> None:
+        """Counts one instruction and its candidates, n > 0, by their lengths in tokens, and by what is kept of these."""
+        cuts = [cut_lengths(instruction, int(length)) for length in candidates]
         self._candidate_losses += [int(length) - cut.candidate for length, cut in zip(candidates, cuts, strict=True)]
         self._instruction_losses.append(max(instruction - cut.instruction for cut in cuts))
 
@@ -235,11 +242,6 @@ def _callers_stacklevel() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         level, frame = level + 1, frame.f_back
     return level
-
-
-def _sigmoid(logits: FloatArray) -> FloatArray:
-    """0..1 for any logit, without overflow; in float64, so that small scores keep their order."""
-    return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64))).astype(np.float32)
 
 
 def _reopen(model: str, threads: int | None) -> Scorer:

@@ -37,14 +37,24 @@ def open_session(path: Path, threads: int) -> InferenceSession:
     Raises:
         ModelError: the file is no ONNX graph, or not one over packed rows.
     """
+    session = open_graph(path, threads)
+    _check_signature(path, session)
+    return session
+
+
+def open_graph(path: Path, threads: int) -> InferenceSession:
+    """The graph at `path`, whatever it reads.
+
+    Raises:
+        ModelError: the file is no ONNX graph.
+    """
     onnxruntime = import_onnxruntime()
     try:
         session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no base of their own
         raise ModelError(f"{path} can't be opened by ONNX Runtime {onnxruntime.__version__}: {error}") from error
-    _check_signature(path, session)
     _open_sessions.add(session)
-    return session
+    return cast("InferenceSession", session)
 
 
 def session_options(threads: int) -> SessionOptions:
