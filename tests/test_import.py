@@ -136,7 +136,9 @@ def optimised_operators(model: Path, folder: Path) -> collections.Counter[str]:
     options.log_severity_level = 3  # a warning that the optimised file is for this machine alone
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     onnxruntime.InferenceSession(str(model / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    return collections.Counter(node.op_type for node in onnx.load(folder / "optimised.onnx", load_external_data=False).graph.node)
+    return collections.Counter(
+        node.op_type for node in onnx.load(folder / "optimised.onnx", load_external_data=False).graph.node
+    )
 
 
 def test_the_graph_is_lean(checkpoint: Path, model: Path, quantised: Path, tmp_path: Path) -> None:
@@ -191,7 +193,9 @@ def test_a_config_that_cannot_be_imported_is_explained(damaged: Path, changes: d
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
-    assert "is no folder: give a checkpoint's folder, or hub:owner/name" in error_of(tmp_path / "none", tmp_path / "out")
+    assert "is no folder: give a checkpoint's folder, or hub:owner/name" in error_of(
+        tmp_path / "none", tmp_path / "out"
+    )
     assert "config.json is missing" in error_of(tmp_path, tmp_path / "out")
     (tmp_path / "config.json").write_text("{")
     assert "config.json is not JSON" in error_of(tmp_path, tmp_path / "out")
@@ -213,7 +217,10 @@ def test_a_missing_or_slow_tokenizer_is_named(damaged: Path) -> None:
     assert "has no tokenizer, and tokenizer.json is needed" in error_of(damaged, damaged.parent / "out")
     (damaged / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n")
     message = error_of(damaged, damaged.parent / "out")
-    assert "has only a slow tokenizer (vocab.txt), and tokenizer.json is needed: with transformers, AutoTokenizer" in message
+    assert (
+        "has only a slow tokenizer (vocab.txt), and tokenizer.json is needed: with transformers, AutoTokenizer"
+        in message
+    )
 
 
 def test_a_hub_name_that_cannot_be_downloaded_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

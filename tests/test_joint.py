@@ -150,7 +150,9 @@ def test_thousands_of_candidates_are_never_all_token_ids_at_once(scorer: Scorer,
 def test_score_many_and_rerank_are_score(scorer: Scorer) -> None:
     instructions = [INSTRUCTION, "", "Is it good?"]
     candidates = [CANDIDATES, texts(50), []]
-    for scores, instruction, group in zip(scorer.score_many(instructions, candidates), instructions, candidates, strict=True):
+    for scores, instruction, group in zip(
+        scorer.score_many(instructions, candidates), instructions, candidates, strict=True
+    ):
         np.testing.assert_array_equal(scores, scorer.score(instruction, group))
     ranking = scorer.rerank(INSTRUCTION, CANDIDATES, top_k=2)
     expected = scorer.score(INSTRUCTION, CANDIDATES)
@@ -314,7 +316,9 @@ def test_a_graph_over_packed_rows_is_no_joint_one(tiny_model: Path, tmp_path: Pa
     folder = write_tiny_joint(tmp_path / "joint")
     (folder / "model.onnx").write_bytes((tiny_model / "model.onnx").read_bytes())
     write_config(folder, graph="joint", score_activation="identity")
-    with pytest.raises(ModelError, match=r"model\.onnx doesn't read pairs: it must read input_ids and may read") as caught:
+    with pytest.raises(
+        ModelError, match=r"model\.onnx doesn't read pairs: it must read input_ids and may read"
+    ) as caught:
         Scorer(folder)
     assert "segment_ids tensor(int64)" in str(caught.value)
 

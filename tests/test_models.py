@@ -99,7 +99,11 @@ def test_a_config_that_is_no_object_is_named(folder: Path) -> None:
         ("format_version", "1", "format_version must be of type int, not '1'"),
         ("format_version", True, "format_version must be of type int, not True"),
         ("graph", "late", "graph is 'late', and this cappy-lite runs only 'shared' and 'joint'"),
-        ("score_activation", "tanh", "score_activation is 'tanh', and this cappy-lite runs only 'sigmoid' and 'identity'"),
+        (
+            "score_activation",
+            "tanh",
+            "score_activation is 'tanh', and this cappy-lite runs only 'sigmoid' and 'identity'",
+        ),
         ("score_position", "cls", "score_position is 'cls', and this cappy-lite runs only 'last_sep'"),
         ("calibration", {"a": 1}, "this cappy-lite can't apply a calibration"),
         ("name", None, "name must be of type str, not None"),

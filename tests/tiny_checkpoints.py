@@ -65,7 +65,9 @@ def _roberta(changes: dict[str, object]) -> tuple[PreTrainedConfig, PreTrainedTo
 
 def _xlm_roberta(changes: dict[str, object]) -> tuple[PreTrainedConfig, PreTrainedTokenizerFast]:
     pieces = [*ROBERTA_SPECIAL[:4], *_pieces()]
-    tokenizer = XLMRobertaTokenizer([(piece, -float(at)) for at, piece in enumerate(pieces)], model_max_length=MAX_TOKENS)
+    tokenizer = XLMRobertaTokenizer(
+        [(piece, -float(at)) for at, piece in enumerate(pieces)], model_max_length=MAX_TOKENS
+    )
     return XLMRobertaConfig(**_roberta_sizes(len(tokenizer)) | changes), tokenizer
 
 

@@ -57,10 +57,14 @@ def local_folder(source: str) -> Path:
 
     try:
         return Path(
-            snapshot_download(source.removeprefix(HUB), allow_patterns=["*.json", "*.safetensors", "pytorch_model*.bin"])
+            snapshot_download(
+                source.removeprefix(HUB), allow_patterns=["*.json", "*.safetensors", "pytorch_model*.bin"]
+            )
         )
     except Exception as error:  # of huggingface_hub, of its HTTP library, of the system
-        raise InputValueError(f"{source} can't be downloaded ({error}): download the folder and give its path") from error
+        raise InputValueError(
+            f"{source} can't be downloaded ({error}): download the folder and give its path"
+        ) from error
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

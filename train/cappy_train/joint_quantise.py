@@ -9,6 +9,7 @@ sort of texts.
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,10 @@ def quantise_graph(path: Path) -> None:
         graph.nodes, model.graph.name, model.graph.input, model.graph.output, [*kept, *graph.initializers]
     )
     model.graph.CopyFrom(quantised)
-    weights = f"{path.name}.data"
-    (path.parent / weights).unlink()  # or the new weights would be added to the old
-    onnx.save(model, path, save_as_external_data=True, location=weights)
+    weights = path.with_name(f"{path.name}.data")
+    weights.unlink()  # or the new weights would be added to the old
+    onnx.save(model, path, save_as_external_data=True, location=weights.name)
+    shutil.copymode(path, weights)  # onnx lets nobody else read it
 
 
 class _QuantisedGraph(GraphBuilder):
