@@ -215,7 +215,7 @@ class _Cuts:
         self._instruction_losses: list[int] = []
 
     def add(self, instruction: int, candidates: npt.NDArray[np.int64], cut_lengths: Callable[[int, int], Cut]) -> None:
-        """Counts one instruction and its candidates, n > 0, by their lengths in tokens and by the rule that cuts these."""
+        """Counts one instruction and its candidates, n > 0, by their lengths in tokens and the rule that cuts them."""
         cuts = [cut_lengths(instruction, int(length)) for length in candidates]
         self._candidate_losses += [int(length) - cut.candidate for length, cut in zip(candidates, cuts, strict=True)]
         self._instruction_losses.append(max(instruction - cut.instruction for cut in cuts))

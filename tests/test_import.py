@@ -249,7 +249,7 @@ def test_an_existing_folder_is_left_alone(bert: Path, tmp_path: Path) -> None:
 def test_wrong_values_are_named(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(InputValueError, match="reads at most 160 tokens: lower max_tokens 161"):
         import_checkpoint(str(bert), tmp_path / "out", max_tokens=161, **IDENTITY)
-    with pytest.raises(ModelError, match="with max_tokens 131 in config.json, there is no room for a candidate"):
+    with pytest.raises(ModelError, match=r"with max_tokens 131 in config\.json, there is no room for a candidate"):
         import_checkpoint(str(bert), tmp_path / "out", max_tokens=131, **IDENTITY)
     with pytest.raises(InputValueError, match="activation must be one of sigmoid, identity, not 'tanh'"):
         import_checkpoint(str(bert), tmp_path / "out", activation="tanh", **IDENTITY)

@@ -234,7 +234,7 @@ def test_a_model_that_reads_too_little_is_named(tmp_path: Path) -> None:
         warnings.simplefilter("ignore", TruncationWarning)
         assert Scorer(folder).score(words(200), ["yes"]).shape == (1,)
     tiny_pair_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ModelError, match="with max_tokens 131 in config.json, there is no room for a candidate"):
+    with pytest.raises(ModelError, match=r"with max_tokens 131 in config\.json, there is no room for a candidate"):
         PairEncoder(tmp_path / "tokenizer.json", 131)
 
 

@@ -119,8 +119,8 @@ def _check_config(folder: Path) -> None:
         raise InputValueError(f"{folder} is of type {kind}, which can't be imported; these can: {', '.join(FAMILIES)}")
     if not architectures[0].endswith(HEAD):
         raise InputValueError(
-            f"{folder} has no head that gives a score ({architectures[0]}): give one whose architecture ends in {HEAD}, "
-            "fine-tuned for scores"
+            f"{folder} has no head that gives a score ({architectures[0]}): give one that was fine-tuned for scores, "
+            f"whose architecture ends in {HEAD}"
         )
     outputs = AutoConfig.from_pretrained(folder, local_files_only=True).num_labels
     if outputs != 1:
