@@ -22,10 +22,11 @@ from typing import Any, cast
 import numpy as np
 
 from cappy_lite import Scorer
+from cappy_lite.engine import FloatArray
 from cappy_lite.errors import CappyError, TruncationWarning
 from cappy_lite.models import model_folder, read_config, shipped_models
 from cappy_lite.rouge import RougeL, rouge_l, rouge_l_pairs, rouge_lsum, rouge_lsum_pairs
-from cappy_lite.scorer import DEFAULT_MODEL, FloatArray
+from cappy_lite.scorer import DEFAULT_MODEL
 from cappy_lite.selection import rank
 
 # Candidates that are scored between two steps of the progress bar.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cappy_lite.activations import ACTIVATIONS
 from cappy_lite.errors import InputTypeError, ModelError
 from cappy_lite.packing import INSTRUCTION_FLOOR, SPECIAL_TOKENS
 
@@ -18,6 +19,12 @@ GRAPH_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 
 _SHIPPED = Path(__file__).parent / "models"
+# What a config's keys may say.
+_SUPPORTED: Mapping[str, Collection[str]] = {
+    "graph": ("shared", "joint"),
+    "score_activation": ACTIVATIONS,
+    "score_position": ("last_sep",),
+}
 _MIN_MAX_TOKENS = SPECIAL_TOKENS + INSTRUCTION_FLOOR + 1
 
 T = TypeVar("T")
@@ -33,11 +40,17 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The part of config.json that the runtime reads."""
+    """The part of config.json that the runtime reads.
+
+    graph: "shared", which reads packed rows, or "joint", which reads pairs and leaves special tokens to its tokenizer.
+    score_activation: a name in ACTIVATIONS.
+    """
 
     name: str
     base_model: str
     licence: str
+    graph: str
+    score_activation: str
     max_tokens: int
     cls_token: str
     sep_token: str
@@ -107,6 +120,8 @@ def read_config(folder: Path) -> ModelConfig:
         name=_value(path, config, "name", str),
         base_model=_value(path, config, "base_model", str),
         licence=_value(path, config, "licence", str),
+        graph=config["graph"],
+        score_activation=config["score_activation"],
         max_tokens=max_tokens,
         cls_token=_value(path, special_tokens, "cls", str),
         sep_token=_value(path, special_tokens, "sep", str),
@@ -145,10 +160,14 @@ def _check_supported(path: Path, config: dict[str, Any]) -> None:
             f"{path}: format_version is {version}, and this cappy-lite reads {FORMAT_VERSION}: "
             f"{'upgrade cappy-lite' if version > FORMAT_VERSION else 'export the model again'}"
         )
-    for key, supported in (("graph", "shared"), ("score_activation", "sigmoid"), ("score_position", "last_sep")):
-        if _value(path, config, key, str) != supported:
+    for key, supported in _SUPPORTED.items():
+        # A joint graph reads its score where it likes.
+        if key == "score_position" and config["graph"] == "joint":
+            continue
+        if _value(path, config, key, str) not in supported:
             raise ModelError(
-                f"{path}: {key} is {config[key]!r}, and this cappy-lite runs only {supported!r}: use such a model"
+                f"{path}: {key} is {config[key]!r}, and this cappy-lite runs only "
+                f"{' and '.join(map(repr, supported))}: use such a model"
             )
     if config.get("calibration") is not None:
         raise ModelError(f"{path}: this cappy-lite can't apply a calibration: use a model whose calibration is null")

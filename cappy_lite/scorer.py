@@ -8,18 +8,17 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from cappy_lite.arguments import check_count, check_list, check_text, check_texts
-from cappy_lite.engine import Cuts, Engine, KeptInstruction
+from cappy_lite.engine import Cuts, Engine, FloatArray, KeptInstruction
 from cappy_lite.errors import InputValueError, TruncationWarning
-from cappy_lite.models import canonical
+from cappy_lite.joint import JointEngine
+from cappy_lite.models import canonical, check_files, model_folder, read_config
 from cappy_lite.selection import Ranked, rank
+from cappy_lite.session import available_cpus
+from cappy_lite.shared import SharedEngine
 
 DEFAULT_MODEL = "cappy-mini"
 
-FloatArray = npt.NDArray[np.float32]
 Model = str | os.PathLike[str]
 
 
@@ -40,7 +39,7 @@ class Scorer:
     def __init__(self, model: Model = DEFAULT_MODEL, *, threads: int | None = None) -> None:
         self._model = canonical(model)
         self._threads = None if threads is None else check_count("threads", threads)
-        self._engine = Engine(self._model, self._threads)
+        self._engine = _open(self._model, self._threads)
 
     def __repr__(self) -> str:
         return f"Scorer({self._model!r}, threads={self._threads})"
@@ -129,7 +128,7 @@ class Scorer:
         if self._engine.pid != os.getpid():
             with _lock:
                 if self._engine.pid != os.getpid():
-                    self._engine = Engine(self._model, self._threads)
+                    self._engine = _open(self._model, self._threads)
         return self._engine
 
 
@@ -215,6 +214,14 @@ def _callers_stacklevel() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         level, frame = level + 1, frame.f_back
     return level
+
+
+def _open(model: str, threads: int | None) -> Engine:
+    folder = model_folder(model)
+    config = read_config(folder)
+    check_files(folder, config)
+    kind = JointEngine if config.graph == "joint" else SharedEngine
+    return kind(folder, config, threads or available_cpus())
 
 
 def _reopen(model: str, threads: int | None) -> Scorer:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cappy_lite.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class TextEncoder:
@@ -16,16 +20,7 @@ class TextEncoder:
     """
 
     def __init__(self, path: Path, *, cls_token: str, sep_token: str) -> None:
-        from tokenizers import Tokenizer
-
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{path} is not a tokenizer that this tokenizers version reads: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # Without this, "[SEP]" in a text would become the token that ends it.
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer = read_tokenizer(path)
         self.cls_id = self._token_id(path, cls_token)
         self.sep_id = self._token_id(path, sep_token)
 
@@ -38,3 +33,22 @@ class TextEncoder:
         if token_id is None:
             raise ModelError(f"{path} has no token {token!r}, which config.json names as special: export it again")
         return token_id
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a file, without truncation and padding, and with no special tokens in texts.
+
+    Raises:
+        ModelError: it isn't one.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{path} is not a tokenizer that this tokenizers version reads: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # Without this, "[SEP]" in a text would become the token that ends it.
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -1,4 +1,4 @@
-"""The model card of an exported folder."""
+"""The model cards of exported and of imported folders."""
 
 from __future__ import annotations
 
@@ -58,6 +58,31 @@ Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
 {licence}.
 """
 
+_JOINT_CARD = """\
+# {name}
+
+A cross-encoder for cappy-lite, imported from {base_model}: it reads an instruction and a candidate answer together, and
+gives a score of how well the candidate answers, {activation}. It runs on a CPU.
+
+## Use
+
+    import cappy_lite
+
+    cappy_lite.rerank("Put the concepts together to form a sentence: ski, mountain, skier", candidates, model=FOLDER)
+
+FOLDER is this folder's path. It reads up to {max_tokens} tokens of instruction and candidate together; a longer
+instruction loses its middle.
+
+## Precision
+
+{precision} On {pairs} pairs of texts, whose outputs vary by {spread:.4f} (standard deviation), the float32 graph's
+outputs differ from those of transformers by at most {network_difference:.1e}{quantised}.
+
+## Licence
+
+{licence}.
+"""
+
 
 def model_card(
     identity: Mapping[str, object],
@@ -72,3 +97,21 @@ def model_card(
     """
     figures = "\n".join(f"| {key} | {value:.3f} |" for key, value in training.items() if "_dev_" in key)
     return _CARD.format(**identity, layers=layers, steps=training["steps"], figures=figures, **parity)
+
+
+def joint_card(identity: Mapping[str, object], *, activation: str, parity: Mapping[str, float | None]) -> str:
+    """The README.md of an imported model folder; `identity` as above, `parity` as in its config."""
+    difference = parity["quantised_difference"]
+    return _JOINT_CARD.format(
+        **identity,
+        **parity,
+        activation={"identity": "the network's own output", "sigmoid": "from 0 to 1"}[activation],
+        precision=_FLOAT if difference is None else _QUANTISED,
+        quantised="" if difference is None else f"; 8 bits move them by {difference:.4f} in the mean",
+    )
+
+
+_FLOAT = "All weights are float32."
+_QUANTISED = """\
+The encoder's linear layers multiply integers, inputs of 8 bits with a scale a token by weights of 7 bits with a scale a
+column; word embeddings are 8-bit; all else is float32."""

@@ -14,6 +14,21 @@ EXAMPLES = """\
 examples:
   cappy-train pretrain --data data --out runs/mini
   cappy-train export --run runs/mini --data data --out models/mini --base-model MiniLM-L6-H384 --licence Apache-2.0
+  cappy-train import checkpoints/cappy-large --out models/cappy-large --quantise
+"""
+
+IMPORT_DESCRIPTION = """\
+Makes a model folder of a cross-encoder that transformers saved: a sequence-classification checkpoint with one output,
+such as the published Cappy checkpoints, of the families BERT (MiniLM among them), RoBERTa, XLM-RoBERTa, DeBERTa v2 and
+v3, and ModernBERT. The graph is compared with transformers' own output, and the folder is written whole or not at all.
+No code that comes with a checkpoint is run."""
+
+IMPORT_EXAMPLES = """\
+examples:
+  cappy-train import checkpoints/cappy-large --out models/cappy-large --licence Apache-2.0
+  cappy-train import checkpoints/my-reranker --out models/my-reranker --activation sigmoid --quantise
+  cappy-train import hub:owner/name --out models/name
+  cappy-lite rerank --model models/cappy-large 'Name a fruit.' 'An apple.' 'A chair.'
 """
 
 
@@ -33,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cappy-train",
-        description="Train a scorer and make a model folder of it.",
+        description="Train a scorer, or import one, and make a model folder of it.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -60,6 +75,36 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--licence", required=True, help="licence of the model, such as Apache-2.0")
     export.add_argument("--name", help="name of the model (default: the name of --out)")
     export.set_defaults(run_stage=_export)
+
+    joint = stages.add_parser(
+        "import",
+        help="make a model folder of a Hugging Face cross-encoder",
+        description=IMPORT_DESCRIPTION,
+        epilog=IMPORT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    joint.add_argument(
+        "source", metavar="SOURCE", help="folder of the checkpoint; or hub:owner/name, which is downloaded"
+    )
+    joint.add_argument("--out", type=Path, required=True, help="the model folder to write; it must not exist")
+    joint.add_argument("--quantise", action="store_true", help="round weights to 8 bits: a quarter of the size, faster")
+    joint.add_argument(
+        "--activation",
+        choices=["identity", "sigmoid"],
+        default="identity",
+        help="what becomes of an output: identity keeps it, as for Cappy, which was trained to give scores; sigmoid "
+        "takes it to 0..1, for networks trained with a cross-entropy; ranks are the same (default: %(default)s)",
+    )
+    joint.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="read at most N tokens of instruction and candidate (default: as many as the checkpoint can, at most 512)",
+    )
+    joint.add_argument("--name", help="name of the model (default: the name of --out)")
+    joint.add_argument("--base-model", help="where it comes from, for config and model card (default: SOURCE's name)")
+    joint.add_argument("--licence", default="not stated", help="licence of the checkpoint (default: %(default)s)")
+    joint.set_defaults(run_stage=_import)
     return parser
 
 
@@ -83,6 +128,21 @@ def _export(arguments: argparse.Namespace) -> None:
         name=arguments.name or arguments.out.resolve().name,
         base_model=arguments.base_model,
         licence=arguments.licence,
+    )
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from cappy_train.import_checkpoint import import_checkpoint
+
+    import_checkpoint(
+        arguments.source,
+        arguments.out,
+        name=arguments.name or arguments.out.resolve().name,
+        base_model=arguments.base_model or arguments.source.removeprefix("hub:").rstrip("/").rpartition("/")[2],
+        licence=arguments.licence,
+        activation=arguments.activation,
+        max_tokens=arguments.max_tokens,
+        quantise=arguments.quantise,
     )
 
 

@@ -29,6 +29,8 @@ from cappy_train.pretrain import LOG, trained_network
 from cappy_train.quantise import observe, quantise
 
 FLOAT_GRAPH_FILE = "model.fp32.onnx"
+# Where a graph's weights are that don't lie in the graph's own file, which could hold no more than 2 GB.
+WEIGHTS_FILE = "model.onnx.data"
 CARD_FILE = "README.md"
 CONFIG_FILE = "config.json"
 
@@ -90,7 +92,7 @@ def export(run: Path, data: Path, out: Path, *, name: str, base_model: str, lice
     questions = [question for members in dev_questions(data).values() for question in members]
     calibrating = questions[::CALIBRATION_STEP]
     checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
-    with _whole_or_not_at_all(out) as folder:
+    with whole_or_not_at_all(out) as folder:
         weights = graph_weights(network)
         graph = packed_graph(weights)
         onnx.save(graph, folder / FLOAT_GRAPH_FILE)
@@ -119,7 +121,7 @@ def export(run: Path, data: Path, out: Path, *, name: str, base_model: str, lice
             "parity": asdict(parity),
             "training": training,
         }
-        _write_json(folder / CONFIG_FILE, config)
+        write_json(folder / CONFIG_FILE, config)
         seal(folder)
 
 
@@ -127,12 +129,12 @@ def seal(folder: Path) -> None:
     """Writes the digests of a model folder's files into its config, as after a change of the model card by hand."""
     path = folder / CONFIG_FILE
     config = json.loads(path.read_text(encoding="utf-8"))
-    contents = {name: (folder / name).read_bytes() for name in (GRAPH_FILE, TOKENIZER_FILE, CARD_FILE)}
     config["files"] = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        for name, content in contents.items()
+        name: _digest(folder / name)
+        for name in (GRAPH_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CARD_FILE)
+        if (folder / name).exists()
     }
-    _write_json(path, config)
+    write_json(path, config)
 
 
 def packed_rows(packer: Packer, question: Question, max_tokens: int) -> list[PackedRow]:
@@ -204,7 +206,7 @@ def training_figures(run: Path) -> dict[str, float]:
 
 
 @contextmanager
-def _whole_or_not_at_all(out: Path) -> Iterator[Path]:
+def whole_or_not_at_all(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` at the end, and vanishes after an error."""
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # left by an export that was killed
@@ -222,5 +224,11 @@ def _margin(scores: FloatArray) -> float:
     return float(ordered[-1] - ordered[-2]) if len(scores) > 1 else 0.0
 
 
-def _write_json(path: Path, value: object) -> None:
+def _digest(path: Path) -> dict[str, object]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON for people to read as well."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

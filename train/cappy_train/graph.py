@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cappy_lite.session import CONTEXT, INPUTS, OUTPUT
+from cappy_train.graph_builder import RUNTIME_DOMAIN, GraphBuilder
 from cappy_train.network import ScorerNetwork
 
 FloatArray = npt.NDArray[np.float32]
@@ -24,8 +24,6 @@ Int8Array = npt.NDArray[np.int8]
 # Gelu is an operator of its own since opset 20; ONNX Runtime reads that since 1.17.
 OPSET = 20
 IR_VERSION = 9
-# Its own products of 8-bit matrices, and its attention for the joint twin.
-RUNTIME_DOMAIN = "com.microsoft"
 OWN_DOMAIN = "cappy"
 
 EMBEDDING_INPUTS = {
@@ -204,23 +202,12 @@ class _States:
     codes: str = ""
 
 
-class _Builder:
+class _Builder(GraphBuilder):
     """Adds nodes and constants layer by layer, from token ids to logits."""
 
     def __init__(self, weights: GraphWeights) -> None:
+        super().__init__()
         self.weights = weights
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-
-    def constant(self, name: str, value: npt.ArrayLike) -> str:
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
-        return name
-
-    def node(self, operator: str, inputs: list[str], *names: str, domain: str = "", **attributes: Any) -> str:
-        """Adds a node with outputs of these names, the first of which is its own; returns that."""
-        self.nodes.append(helper.make_node(operator, inputs, names, name=names[0], domain=domain, **attributes))
-        return names[0]
 
     def model(self) -> onnx.ModelProto:
         width = 2 * self.weights.hidden
@@ -236,7 +223,7 @@ class _Builder:
         return self.finished(inputs, outputs)
 
     def finished(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
-        graph = helper.make_graph(self.nodes, "scorer", inputs, outputs, list(self.constants.values()))
+        graph = helper.make_graph(self.nodes, "scorer", inputs, outputs, self.initializers)
         opsets = [helper.make_opsetid("", OPSET)]
         opsets += [helper.make_opsetid(domain, 1) for domain in (RUNTIME_DOMAIN, OWN_DOMAIN)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="cappy_train")

@@ -1,0 +1,202 @@
+"""Scores by an ordinary cross-encoder, which reads the instruction anew beside every candidate.
+
+Any sequence-pair network with one output can be run so. Pairs are never padded: those of one length run together, as
+many as RUN_TOKENS tokens hold, so that a score doesn't depend on what else is scored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from cappy_lite.activations import ACTIVATIONS
+from cappy_lite.engine import CHUNK_CANDIDATES, Cuts, Distinct, FloatArray, KeptInstruction
+from cappy_lite.errors import ModelError
+from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, ModelConfig
+from cappy_lite.packing import INSTRUCTION_FLOOR, Cut, cut_middle
+from cappy_lite.session import OUTPUT, open_session
+from cappy_lite.tokens import read_tokenizer
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from tokenizers import Tokenizer
+
+# Tokens that run together, unless one pair alone has more. The network's inner states of them are what memory must
+# hold; pairs of one length among few candidates seldom fill more.
+RUN_TOKENS = 1024
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An instruction and a candidate as the network reads them, special tokens included: int64, (L,) each."""
+
+    input_ids: IntArray
+    token_type_ids: IntArray
+
+
+class JointEngine:
+    """An open joint model whose files have been checked. Memory is bounded by a chunk's token ids and one run.
+
+    Raises:
+        ModelError: its tokenizer or graph isn't one for pairs of texts.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, threads: int) -> None:
+        self.pid = os.getpid()
+        self.max_tokens = config.max_tokens
+        self._activation = ACTIVATIONS[config.score_activation]
+        self._encoder = PairEncoder(folder / TOKENIZER_FILE, config.max_tokens)
+        self._session = open_joint_session(folder / GRAPH_FILE, threads)
+
+    def keep(self, instruction: str) -> KeptInstruction:
+        return KeptInstruction(self._encoder.encode(instruction))
+
+    def score_kept(self, instruction: KeptInstruction, candidates: Sequence[str], cuts: Cuts) -> FloatArray:
+        if not candidates:
+            return np.empty(0, dtype=np.float32)
+        texts = Distinct(candidates)
+        logits = np.empty(len(texts.distinct), dtype=np.float32)
+        for start in range(0, len(texts.distinct), CHUNK_CANDIDATES):
+            pairs = []
+            for text in texts.distinct[start : start + CHUNK_CANDIDATES]:
+                candidate_ids = self._encoder.encode(text)
+                texts.lengths.append(len(candidate_ids))
+                pairs.append(self._encoder.pair(instruction.token_ids, candidate_ids))
+            logits[start : start + len(pairs)] = run_pairs(self._session, pairs)
+        cuts.add(len(instruction.token_ids), texts.all_lengths(), self._encoder.cut_lengths)
+        return self._activation(logits)[texts.inverse]
+
+    def score_all(
+        self, instructions: Sequence[str], candidates: Sequence[Sequence[str]], cuts: Cuts
+    ) -> list[FloatArray]:
+        return [
+            self.score_kept(self.keep(instruction), own, cuts)
+            for instruction, own in zip(instructions, candidates, strict=True)
+        ]
+
+
+class PairEncoder:
+    """A tokenizer.json that joins two texts as its own post-processor does, within `max_tokens` tokens.
+
+    The texts are encoded on their own, the instruction once for all its candidates. Text is only ever text: a special
+    token's name in it is no special token.
+    """
+
+    def __init__(self, path: Path, max_tokens: int) -> None:
+        self._tokenizer = read_tokenizer(path)
+        self._template = _Template.of(path, self._tokenizer)
+        self._room = max_tokens - self._template.special_tokens
+        if self._room <= INSTRUCTION_FLOOR:
+            raise ModelError(
+                f"{path}: with max_tokens {max_tokens} in config.json, there is no room for a candidate beside "
+                f"{INSTRUCTION_FLOOR} tokens of instruction and {self._template.special_tokens} special ones: "
+                "use a model that reads more"
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, all of them, without special ones."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def cut_lengths(self, instruction: int, candidate: int) -> Cut:
+        """Lengths that an instruction and a candidate of so many tokens keep.
+
+        The candidate comes first: the instruction gives way down to INSTRUCTION_FLOOR tokens, and only a candidate that
+        still doesn't fit is cut.
+        """
+        kept_candidate = min(candidate, self._room - min(instruction, INSTRUCTION_FLOOR))
+        return Cut(min(instruction, self._room - kept_candidate), kept_candidate)
+
+    def pair(self, instruction: Sequence[int], candidate: Sequence[int]) -> Pair:
+        """The pair of two texts' token ids: a long instruction loses its middle, a long candidate its end."""
+        cut = self.cut_lengths(len(instruction), len(candidate))
+        return self._template.fill(cut_middle(instruction, cut.instruction), candidate[: cut.candidate])
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """How two texts become a pair: (token, type) before, between and after them, and the types of their own tokens."""
+
+    before: list[tuple[int, int]]
+    between: list[tuple[int, int]]
+    after: list[tuple[int, int]]
+    instruction_type: int
+    candidate_type: int
+
+    @staticmethod
+    def of(path: Path, tokenizer: Tokenizer) -> _Template:
+        """Read off a pair that the tokenizer made."""
+        sample = tokenizer.encode("a", "a")
+        tokens = list(zip(sample.ids, sample.type_ids, strict=True))
+        places = [[at for at, text in enumerate(sample.sequence_ids) if text == number] for number in (0, 1)]
+        first, second = places
+        if not (first and second and first[-1] < second[0]):
+            raise ModelError(f"{path} doesn't join two texts to a pair, the first one first: import the model again")
+        return _Template(
+            before=tokens[: first[0]],
+            between=tokens[first[-1] + 1 : second[0]],
+            after=tokens[second[-1] + 1 :],
+            instruction_type=tokens[first[0]][1],
+            candidate_type=tokens[second[0]][1],
+        )
+
+    @property
+    def special_tokens(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+    def fill(self, instruction: Sequence[int], candidate: Sequence[int]) -> Pair:
+        tokens = np.array(
+            [
+                *self.before,
+                *((token, self.instruction_type) for token in instruction),
+                *self.between,
+                *((token, self.candidate_type) for token in candidate),
+                *self.after,
+            ],
+            dtype=np.int64,
+        )
+        return Pair(input_ids=tokens[:, 0], token_type_ids=tokens[:, 1])
+
+
+def open_joint_session(path: Path, threads: int) -> InferenceSession:
+    """The graph at `path`, ready to run pairs on `threads` threads; it may be run from any number of them.
+
+    Raises:
+        ModelError: the file is no ONNX graph, or not one over pairs.
+    """
+    session = open_session(path, threads)
+    found = {(node.name, node.type) for node in session.get_inputs()}
+    needed, optional = ("input_ids", "tensor(int64)"), ("token_type_ids", "tensor(int64)")
+    gives = {(node.name, node.type) for node in session.get_outputs()}
+    if needed not in found or not found <= {needed, optional} or (OUTPUT, "tensor(float)") not in gives:
+        raise ModelError(
+            f"{path} doesn't read pairs: it must read input_ids and may read token_type_ids (int64), and give {OUTPUT} "
+            f"(float32), but reads {', '.join(f'{name} {kind}' for name, kind in sorted(found))}: import it again"
+        )
+    return session
+
+
+def run_pairs(session: InferenceSession, pairs: Sequence[Pair]) -> FloatArray:
+    """The network's outputs for the pairs: float32 (n,), in their order."""
+    names = [node.name for node in session.get_inputs()]
+    lengths = np.array([len(pair.input_ids) for pair in pairs])
+    logits = np.empty(len(pairs), dtype=np.float32)
+    for run in chain.from_iterable(_runs(lengths, int(length)) for length in np.unique(lengths)):
+        inputs = {name: np.stack([getattr(pairs[index], name) for index in run]) for name in names}
+        logits[run] = session.run([OUTPUT], inputs)[0]
+    return logits
+
+
+def _runs(lengths: IntArray, length: int) -> list[npt.NDArray[np.intp]]:
+    """The places of one length in `lengths`, in parts that run together."""
+    places = np.flatnonzero(lengths == length)
+    size = max(1, RUN_TOKENS // length)
+    return np.split(places, range(size, len(places), size))
