@@ -68,8 +68,8 @@ class _QuantisedGraph(GraphBuilder):
         self._folder = str(folder)
         self._weights = {tensor.name: tensor for tensor in exact.initializer}
         self._makers = {node.output[0]: node for node in exact.node}
-        # What depends on the texts. The rest, as DeBERTa's layers make of their relative positions, is computed when the
-        # graph is opened, but only in float32.
+        # What depends on the texts. The rest, such as what DeBERTa's layers make of their relative positions, is
+        # computed once, when the graph is opened; but by operators of float32 alone.
         self._varying = {value.name for value in exact.input}
         self._done: set[str] = set()  # names of weights and of vectors that have been quantised
         self.constant("axis", np.array([1]))
