@@ -68,6 +68,9 @@ class _QuantisedGraph(GraphBuilder):
         self._folder = str(folder)
         self._weights = {tensor.name: tensor for tensor in exact.initializer}
         self._makers = {node.output[0]: node for node in exact.node}
+        # What depends on the texts. The rest, such as what DeBERTa's layers make of their relative positions, is
+        # computed once, when the graph is opened; but by operators of float32 alone.
+        self._varying = {value.name for value in exact.input}
         self._done: set[str] = set()  # names of weights and of vectors that have been quantised
         self.constant("axis", np.array([1]))
         self.constant("least", LEAST)
@@ -77,9 +80,12 @@ class _QuantisedGraph(GraphBuilder):
         self.constant("zero", np.float32(0))
 
     def add(self, node: NodeProto) -> None:
-        if node.op_type == "Gemm" and node.input[1] in self._weights and IN_LAYERS.search(node.input[1]):
+        vectors = node.input[0] if node.input else ""
+        if self._varying.intersection(node.input):
+            self._varying.update(node.output)
+        if node.op_type == "Gemm" and vectors in self._varying and IN_LAYERS.search(node.input[1]):
             self._linear(*node.input, output=node.output[0])
-        elif node.op_type == "Gather" and node.input[0] in self._weights and node.input[1] == "input_ids":
+        elif node.op_type == "Gather" and vectors in self._weights and node.input[1] == "input_ids":
             self._embedding(*node.input, output=node.output[0])
         else:
             self.nodes.append(node)
