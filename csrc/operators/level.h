@@ -22,6 +22,6 @@ extern const cappy_level cappy_level_plain, cappy_level_avx2, cappy_level_avx512
 /* By AMX: inner % 64 == 0 and columns in whole 32s. `scratch` holds 32 rows of codes. */
 void cappy_linear_tiles(const cappy_linear *task, size_t row, size_t end_row, size_t column, size_t end_column,
                         uint8_t *scratch);
-bool cappy_may_use_amx(void);
+bool cappy_has_tiles(void);
 
 #endif

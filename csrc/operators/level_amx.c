@@ -4,11 +4,16 @@
 #include "level.h"
 
 #ifdef CAPPY_AMX
+#include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,avx2"))), apply_to = function)
+#else
 #pragma GCC target("amx-tile,amx-int8,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,avx2")
+#endif
 #define PART 16
 #define LEVEL(name) name##_amx
 #include "vectors.h"
@@ -20,11 +25,13 @@
 #define STEP 64  /* of the inner dimension, in an instruction */
 #define BLOCK 32 /* rows, and columns: two tiles of either */
 
-/* The kernel's permission to use the tiles' memory, which a process asks for once. */
-bool cappy_may_use_amx(void)
+bool cappy_has_tiles(void)
 {
-    enum { REQUEST = 0x1023, TILE_DATA = 18 };
-    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+    /* Of cpuid's leaf 7; and what asks the kernel for the tiles' memory, once in a process. */
+    enum { AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25, REQUEST = 0x1023, TILE_DATA = 18 };
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & AMX_TILE && d & AMX_INT8 &&
+           syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 }
 
 static void configure(void)
@@ -86,4 +93,8 @@ void cappy_linear_tiles(const cappy_linear *task, size_t row, size_t end_row, si
     }
     _tile_release();
 }
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
 #endif

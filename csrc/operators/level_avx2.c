@@ -3,7 +3,11 @@
 
 #ifdef CAPPY_X86
 #include <immintrin.h>
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
 #pragma GCC target("avx2,fma")
+#endif
 #define PART 8
 #define BLOCK 4
 #define WIDTH 1
@@ -21,4 +25,8 @@
 #include "linear.inc"
 
 const cappy_level cappy_level_avx2 = {cappy_attend_avx2, cappy_norm_rows_avx2, cappy_linear_part_avx2};
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
 #endif

@@ -3,7 +3,11 @@
 
 #ifdef CAPPY_X86
 #include <immintrin.h>
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,avx2"))), apply_to = function)
+#else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,avx2")
+#endif
 #define PART 16
 #define BLOCK 8
 #define WIDTH 2
@@ -21,4 +25,8 @@
 #include "linear.inc"
 
 const cappy_level cappy_level_avx512 = {cappy_attend_avx512, cappy_norm_rows_avx512, cappy_linear_part_avx512};
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
 #endif

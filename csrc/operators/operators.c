@@ -59,7 +59,7 @@ static const cappy_level *best_level(void)
 static bool has_tiles(void)
 {
 #ifdef CAPPY_AMX
-    return best_level() == &cappy_level_avx512 && __builtin_cpu_supports("amx-int8") && cappy_may_use_amx();
+    return best_level() == &cappy_level_avx512 && cappy_has_tiles();
 #else
     return false;
 #endif

@@ -304,7 +304,7 @@ int main(void)
         test_rows(below(40), 16 * (1 + below(30)), below(2));
     bool has_tiles = false;
 #ifdef CAPPY_AMX
-    has_tiles = level_count == 3 && __builtin_cpu_supports("amx-int8") && cappy_may_use_amx();
+    has_tiles = level_count == 3 && cappy_has_tiles();
 #endif
     for (size_t round = 0; round < 40; round++)
         test_linear(below(70), below(2) ? 64 * (1 + below(8)) : 4 * (1 + below(40)), 16 * (1 + below(12)), has_tiles);
