@@ -75,8 +75,10 @@ instruction loses its middle.
 
 ## Precision
 
-{precision} On {pairs} pairs of texts, whose outputs vary by {spread:.4f} (standard deviation), the float32 graph's
-outputs differ from those of transformers by at most {network_difference:.1e}{quantised}.
+{precision}
+
+On {pairs} pairs of texts, whose outputs vary by {spread:.4f} (standard deviation), the float32 graph's outputs differ
+from those of transformers by at most {network_difference:.1e}{quantised}.
 
 ## Licence
 
