@@ -1,0 +1,34 @@
+"""Scores a second of one scorer that several threads share."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from benchmarks.rounds import Contestant, affordable_rounds, median_and_range, rates
+from benchmarks.scorer.report import Throughput
+from benchmarks.scorer.rivals import Score
+from benchmarks.scorer.side_by_side import LEAST_ROUNDS, MOST_ROUNDS, settled
+from benchmarks.scorer.sizes import Question
+
+CALLERS = (1, 2, 4, 8)
+# Of a round, for each number of callers.
+CALLS = 2 * max(CALLERS)
+
+
+def throughput(score: Score, threads: int, question: Question, seconds: float) -> Throughput:
+    """The same calls by so many callers at a time. threads: what one call computes on."""
+    work = CALLS * len(question[1])
+    contestants = [Contestant(partial(call_from, callers, score, question), work, settled) for callers in CALLERS]
+    rounds = affordable_rounds(contestants, seconds, LEAST_ROUNDS, MOST_ROUNDS)
+    measured = zip(CALLERS, rates(contestants, rounds), strict=True)
+    return {
+        "threads": threads,
+        "scores_per_second": {str(callers): median_and_range(rate) for callers, rate in measured},
+    }
+
+
+def call_from(callers: int, score: Score, question: Question) -> None:
+    with ThreadPoolExecutor(callers) as pool:
+        for call in [pool.submit(score, *question) for _ in range(CALLS)]:
+            call.result()
