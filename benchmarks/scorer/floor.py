@@ -129,12 +129,12 @@ class FloorGraph:
             states = self._input((product.rows, product.inner), self._input_type)
             node = self._linear(self, states, (product.inner, product.columns), name)
         else:
-            operands = [
-                self._input((product.batch, *shape), np.float32)
-                for shape in ((product.rows, product.inner), (product.inner, product.columns))
-            ]
-            node = helper.make_node("MatMul", operands, [name], name)
+            states = self._input((product.batch, product.rows, product.inner), np.float32)
+            # Its own, or ONNX Runtime would see that products are the same, and do one.
+            other = self._input((product.batch, product.inner, product.columns), np.float32, f"{name}.")
+            node = helper.make_node("MatMul", [states, other], [name], name)
         self._nodes.append(node)
+        self._last = product
 
     def constant(self, name: str, value: Array) -> str:
         self._constants.append(numpy_helper.from_array(value, name))
@@ -144,12 +144,19 @@ class FloorGraph:
         # Seven bits, as the shipped model has.
         return self.constant(name, self._random.integers(-63, 64, shape).astype(dtype))
 
-    def _input(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> str:
-        """An input of this shape, shared by all products that read one like it."""
+    def _input(self, shape: tuple[int, ...], dtype: npt.DTypeLike, owner: str = "") -> str:
+        """An input of this shape, shared by all products that read one like it, unless it has an owner."""
         kind = np.dtype(dtype)
-        name = f"{kind.name}_{'x'.join(map(str, shape))}"
-        self._inputs.setdefault(name, self._random.integers(0, 256, shape).astype(kind))
+        name = f"{owner}{kind.name}_{'x'.join(map(str, shape))}"
+        if name not in self._inputs:
+            self._inputs[name] = self._random.integers(0, 256, shape).astype(kind)
         return name
+
+    def _output(self) -> onnx.ValueInfoProto:
+        """What comes of the last product, a linear layer."""
+        node, product = self._nodes[-1], self._last
+        kind = TensorProto.INT32 if node.op_type == "MatMulInteger" else TensorProto.FLOAT
+        return helper.make_tensor_value_info(node.output[0], kind, [product.rows, product.columns])
 
     def inputs(self) -> Mapping[str, Array]:
         return self._inputs
@@ -163,15 +170,11 @@ class FloorGraph:
                 for name, value in self._inputs.items()
             ],
             # All others are read by nobody; ONNX Runtime computes them all the same, and takes their memory back.
-            [helper.make_tensor_value_info(self._nodes[-1].output[0], _output_type(self._nodes[-1]), None)],
+            [self._output()],
             self._constants,
         )
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=9)
-
-
-def _output_type(node: onnx.NodeProto) -> int:
-    return TensorProto.INT32 if node.op_type == "MatMulInteger" else TensorProto.FLOAT
 
 
 def _integer_product(graph: FloorGraph, states: str, shape: tuple[int, int], name: str) -> onnx.NodeProto:
