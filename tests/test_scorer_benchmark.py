@@ -22,7 +22,7 @@ from benchmarks import markdown, scorer_soak
 from benchmarks.corpus import Corpus, synthetic_corpus
 from benchmarks.scorer import __main__ as command
 from benchmarks.scorer import floor, processes, report, rivals, side_by_side, throughput
-from benchmarks.scorer.rivals import FLOAT32, INT8, JOINT, RIVALS, Rival, Score, open_cappy, open_rivals
+from benchmarks.scorer.rivals import FLOAT32, INT8, JOINT, RIVALS, Rival, Score, open_cappy, why_not
 from benchmarks.scorer.sizes import (
     Question,
     Size,
@@ -249,24 +249,18 @@ def test_weights_have_the_names_and_shapes_of_transformers(twins: dict[str, Path
 # Rivals
 
 
-def test_a_rival_that_is_missing_or_does_not_open_is_named(
-    twins: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rival_that_is_missing_or_does_not_open_is_named(twins: dict[str, Path]) -> None:
     def fail(folder: Path, threads: int | None) -> Score:
         raise RuntimeError(f"no {folder}/model.bin\nand more")
 
-    some = (
-        Rival("here", ("onnxruntime",), INT8, lambda folder, threads: PairReader(folder, threads or 1).score),
-        Rival("absent", ("onnxruntime", "no_such_package.part"), INT8, fail),
-        Rival("broken", ("onnxruntime",), FLOAT32, fail),
-    )
-    monkeypatch.setattr(rivals, "RIVALS", some)
-    opened, left_out = open_rivals(twins[INT8], 1)
-    assert list(opened) == [some[0]]
-    assert left_out == {
-        "absent": "no_such_package.part is not installed",
-        "broken": "can't be opened: RuntimeError: no /float32/model.bin",
-    }
+    def here(folder: Path, threads: int | None) -> Score:
+        return PairReader(folder, threads or 1).score
+
+    assert why_not(Rival("here", ("onnxruntime",), INT8, here), twins[INT8], 1) == ""
+    absent = Rival("absent", ("onnxruntime", "no_such_package.part"), INT8, fail)
+    assert why_not(absent, twins[INT8], 1) == "no_such_package.part is not installed"
+    broken = Rival("broken", ("onnxruntime",), FLOAT32, fail)
+    assert why_not(broken, twins[INT8], 1) == "can't be opened: RuntimeError: no /float32/model.bin"
 
 
 def test_rivals_that_are_installed_score_as_their_twin(twins: dict[str, Path], question: Question) -> None:
@@ -334,8 +328,8 @@ def test_the_floor_runs_every_product(kind: str, tmp_path: Path) -> None:
 # Measuring
 
 
-def fake(name: str, score: Score, *, exact: bool = True) -> tuple[Rival, Score]:
-    return Rival(name, (), INT8, lambda folder, threads: score, exact), score
+def fake(name: str, score: Score, *, exact: bool = True) -> Rival:
+    return Rival(name, (), INT8, lambda folder, threads: score, exact)
 
 
 def test_one_size_side_by_side(question: Question) -> None:
@@ -348,20 +342,18 @@ def test_one_size_side_by_side(question: Question) -> None:
     def reverse(instruction: str, candidates: Sequence[str]) -> np.ndarray:
         return -right(instruction, candidates) / 10
 
-    measured = side_by_side.side_by_side(
-        MIXED,
-        question,
-        right,
-        dict([fake("near", near), fake("reverse", reverse, exact=False)]),
-        {INT8: right},
-        {"slow": lambda: sum(range(100_000)), "fast": lambda: None},
-        seconds=0,
-    )
-    assert (measured["rounds"], measured["floor"]) == (side_by_side.LEAST_ROUNDS, "fast")
+    floors = {"slow": lambda: sum(range(100_000)), "fast": lambda: None}
+    measured = side_by_side.beside_the_floor(MIXED, question, right, floors, 0)
+    assert (measured["floor"], measured["rivals"]) == ("fast", [])
     assert measured["floors"]["slow"] > measured["floors"]["fast"]
     assert measured["milliseconds"] * measured["candidates_per_second"] == pytest.approx(5_000)
-    close, other = measured["rivals"]
+
+    close, other = (
+        side_by_side.side_by_side(MIXED, question, right, rival, rival.open(Path(), 1), right(*question), 0)
+        for rival in (fake("near", near), fake("reverse", reverse, exact=False))
+    )
     assert close["off_by"] == pytest.approx(0.02)
+    assert close["rounds"] == side_by_side.LEAST_ROUNDS
     assert (close["rank_correlation"], other["rank_correlation"]) == (pytest.approx(1), pytest.approx(-1))
     for middle, low, high in (measured["times_the_floor"], close["times_as_fast"]):
         assert 0 < low <= middle <= high
@@ -377,13 +369,10 @@ def test_wrong_scores_are_caught(question: Question) -> None:
     def by_neighbours(instruction: str, candidates: Sequence[str]) -> np.ndarray:
         return right(instruction, candidates) + np.float32(1e-3 * len(candidates))
 
-    def measure(ours: Score, rival: Score) -> None:
-        side_by_side.side_by_side(MIXED, question, ours, dict([fake("rival", rival)]), {INT8: right}, {}, 0)
-
     with pytest.raises(SystemExit, match=r"DIFFERENT: rival, int8, 12 tokens, 5 of 2 to 9: scores off by 0.1"):
-        measure(right, off)
+        side_by_side.side_by_side(MIXED, question, right, fake("rival", off), off, right(*question), 0)
     with pytest.raises(SystemExit, match=r"DIFFERENT: cappy-lite's scores move by 0.004 beside others"):
-        measure(by_neighbours, right)
+        side_by_side.beside_the_floor(MIXED, question, by_neighbours, {}, 0)
 
 
 def test_a_fresh_process_says_what_it_took(models: dict[str, Path], question: Question) -> None:
@@ -415,7 +404,7 @@ def test_the_command_measures_writes_and_shows_again(
     for name in ("FIRST", "LARGE", "THROUGHPUT"):
         monkeypatch.setattr(command, name, SMALL)
     by_the_book = Rival("by the book", (), INT8, lambda folder, threads: PairReader(folder, threads or 1).score)
-    monkeypatch.setattr(rivals, "RIVALS", (by_the_book, Rival("absent", ("no_such_package",), INT8, open_cappy)))
+    monkeypatch.setattr(command, "RIVALS", (by_the_book, Rival("absent", ("no_such_package",), INT8, open_cappy)))
     written, drawn, docs = tmp_path / "scorer.json", tmp_path / "scorer.svg", tmp_path / "scorer.md"
     docs.write_text(f"# Before\n{report.START}\nold\n{markdown.END}\nafter\n")
     arguments = ["--model", str(models[INT8]), "--threads", "1", "--seconds", "0", "--output", str(written)]

@@ -11,6 +11,7 @@ threads call. Markdown tables on stdout, progress on stderr.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import tempfile
@@ -24,9 +25,9 @@ from benchmarks.machine import describe_machine
 from benchmarks.scorer.floor import KINDS, Network, open_floor, products
 from benchmarks.scorer.processes import cold_starts, memories
 from benchmarks.scorer.report import Report, plot, tables, write_docs
-from benchmarks.scorer.rivals import CAPPY, FLASHRANK, FLOAT32, INT8, open_cappy, open_rivals
-from benchmarks.scorer.side_by_side import side_by_side
-from benchmarks.scorer.sizes import FIRST, LARGE, SIZES, THROUGHPUT, draw, open_tokenizer
+from benchmarks.scorer.rivals import CAPPY, FLASHRANK, FLOAT32, INT8, RIVALS, FloatArray, open_cappy, why_not
+from benchmarks.scorer.side_by_side import beside_the_floor, side_by_side
+from benchmarks.scorer.sizes import FIRST, LARGE, SIZES, THROUGHPUT, Question, draw, open_tokenizer
 from benchmarks.scorer.throughput import throughput
 from benchmarks.scorer.twins import PairReader, write_twins
 from cappy_lite.models import canonical, model_folder, read_config
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="cappy-mini", help="a shipped model's name or a model folder")
     parser.add_argument("--data", type=Path, metavar="FILE", help="instances to cut texts from; without it: made up")
     parser.add_argument("--threads", type=int, default=available_cpus(), help="that each may use (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="about how long a size is timed (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=10, help="about how long a pair is timed (%(default)s)")
     parser.add_argument("--load", type=Path, metavar="FILE", help="show an earlier run's --output, measure nothing")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw candidates a second by size, .svg or .png")
@@ -76,14 +77,24 @@ def measure(model: Path, corpus: Corpus, threads: int, seconds: float) -> Report
     with tempfile.TemporaryDirectory() as name:
         twins = Path(name)
         network = Network.of(write_twins(model, twins))
-        rivals, left_out = open_rivals(twins, threads)
-        references = {twin: PairReader(twins / twin, threads).score for twin in (INT8, FLOAT32)}
+        left_out = {
+            rival.name: why for rival in tqdm(RIVALS, desc="opening") if (why := why_not(rival, twins, threads))
+        }
+        rivals = [rival for rival in RIVALS if rival.name not in left_out]
+        questions = [draw(corpus, tokenizer, size) for size in SIZES]
+        right = {twin: right_scores(PairReader(twins / twin, threads), questions) for twin in (INT8, FLOAT32)}
         ours = open_cappy(model, threads)
         sizes = []
-        for size in tqdm(SIZES, desc="side by side"):
+        for size, question in zip(tqdm(SIZES, desc="floor"), questions, strict=True):
             floors = {kind: open_floor(products(network, size), kind, threads) for kind in KINDS}
-            question = draw(corpus, tokenizer, size)
-            sizes.append(side_by_side(size, question, ours, rivals, references, floors, seconds))
+            sizes.append(beside_the_floor(size, question, ours, floors, seconds))
+        for rival in tqdm(rivals, desc="side by side"):
+            # One at a time: ONNX Runtime's default is to keep the memory of the largest batch for good.
+            score = rival.open(twins / rival.twin, threads)
+            for size, question, result, scores in zip(SIZES, questions, sizes, right[rival.twin], strict=True):
+                result["rivals"].append(side_by_side(size, question, ours, rival, score, scores, seconds))
+            del score
+            gc.collect()
         folders = {CAPPY: model}
         folders |= {f"{FLASHRANK}, {rival.twin}": twins / rival.twin for rival in rivals if rival.name == FLASHRANK}
         first, large = (draw(corpus, tokenizer, size) for size in (FIRST, LARGE))
@@ -106,6 +117,10 @@ def measure(model: Path, corpus: Corpus, threads: int, seconds: float) -> Report
                 for each in tqdm(sorted({1, threads}), desc="throughput")
             ],
         }
+
+
+def right_scores(reader: PairReader, questions: Sequence[Question]) -> list[FloatArray]:
+    return [reader.score(*question) for question in tqdm(questions, desc="scores")]
 
 
 if __name__ == "__main__":

@@ -199,22 +199,16 @@ RIVALS = (
 )
 
 
-def open_rivals(twins: Path, threads: int) -> tuple[dict[Rival, Score], dict[str, str]]:
-    """All that can be opened here, and of the others, by name, why not."""
-    from tqdm import tqdm
-
-    opened: dict[Rival, Score] = {}
-    left_out: dict[str, str] = {}
-    for rival in tqdm(RIVALS, desc="opening"):
-        if missing := rival.missing():
-            left_out[rival.name] = f"{missing} is not installed"
-            continue
-        try:
-            opened[rival] = rival.open(twins / rival.twin, threads)
-        except Exception as error:  # whatever other versions of these packages may raise
-            message = str(error).replace(str(twins), "").partition("\n")[0]
-            left_out[rival.name] = f"can't be opened: {type(error).__name__}: {message}"
-    return opened, left_out
+def why_not(rival: Rival, twins: Path, threads: int) -> str:
+    """Why a rival can't be measured here, or ""; it is opened and closed."""
+    if missing := rival.missing():
+        return f"{missing} is not installed"
+    try:
+        rival.open(twins / rival.twin, threads)
+    except Exception as error:  # whatever other versions of these packages may raise
+        message = str(error).replace(str(twins), "").partition("\n")[0]
+        return f"can't be opened: {type(error).__name__}: {message}"
+    return ""
 
 
 # Whose cold start and memory are measured: each by the folder that is opened.

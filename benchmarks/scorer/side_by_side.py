@@ -1,13 +1,14 @@
-"""One size of work: `Scorer.score` beside other packages, and beside the matrix multiplications alone."""
+"""One size of work: `Scorer.score` beside another package, or beside the matrix multiplications alone."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from benchmarks.rounds import Contestant, affordable_rounds, median_and_range, rates
+from benchmarks.rounds import FloatArray as Rates
 from benchmarks.scorer.report import RivalResult, SizeResult
 from benchmarks.scorer.rivals import FLOAT32, INT8, FloatArray, Rival, Score
 from benchmarks.scorer.sizes import Question, Size
@@ -23,64 +24,58 @@ STEADY = 1e-6
 TOLERANCES = {INT8: 0.03, FLOAT32: 1e-4}
 
 
-def side_by_side(
-    size: Size,
-    question: Question,
-    ours: Score,
-    rivals: Mapping[Rival, Score],
-    references: Mapping[str, Score],
-    floors: Mapping[str, Callable[[], object]],
-    seconds: float,
+def beside_the_floor(
+    size: Size, question: Question, ours: Score, floors: Mapping[str, Callable[[], object]], seconds: float
 ) -> SizeResult:
-    """Rates of all, taking turns for about so many seconds.
-
-    Args:
-        references: what scores are right, by the twin that they are of.
-        floors: calls that only multiply, by how they do.
+    """Our time and that of calls that only multiply, by how they do; no rivals yet.
 
     Raises:
-        SystemExit: our scores depend on neighbours, or an exact rival's are not those of its twin.
+        SystemExit: our scores depend on neighbours.
     """
     check_steady(ours, question)
-    right = {twin: references[twin](*question) for twin in {rival.twin for rival in rivals}}
-    found = {rival: score(*question) for rival, score in rivals.items()}
-    for rival, scores in found.items():
-        check_close(rival, scores, right[rival.twin], size)
-
     count = len(size.candidates)
-    calls: list[Callable[[], object]] = [lambda: ours(*question), *floors.values()]
-    calls += [lambda score=score: score(*question) for score in rivals.values()]
-    contestants = [Contestant(call, count, settled) for call in calls]
-    rounds = affordable_rounds(contestants, seconds, LEAST_ROUNDS, MOST_ROUNDS)
-    our_rates, *others = rates(contestants, rounds)
-    floor_rates = dict(zip(floors, others, strict=False))
+    our_rates, *others = turns([lambda: ours(*question), *floors.values()], count, seconds)
+    floor_rates = dict(zip(floors, others, strict=True))
     best = max(floor_rates, key=lambda kind: float(np.median(floor_rates[kind])))
     return {
         "name": size.name,
         "instruction": size.instruction,
         "candidates": list(size.candidates),
-        "rounds": rounds,
         "candidates_per_second": float(np.median(our_rates)),
         "milliseconds": 1e3 * count / float(np.median(our_rates)),
         "floors": {kind: 1e3 * count / float(np.median(rate)) for kind, rate in floor_rates.items()},
         "floor": best,
         "times_the_floor": median_and_range(floor_rates[best] / our_rates),
-        "rivals": [
-            result(rival, rate, our_rates, found[rival], right[rival.twin])
-            for rival, rate in zip(rivals, others[len(floors) :], strict=True)
-        ],
+        "rivals": [],
     }
 
 
-def result(rival: Rival, rate: FloatArray, our_rates: FloatArray, scores: FloatArray, right: FloatArray) -> RivalResult:
+def side_by_side(
+    size: Size, question: Question, ours: Score, rival: Rival, score: Score, right: FloatArray, seconds: float
+) -> RivalResult:
+    """Our rate and a rival's, open as `score`, whose scores should be `right`.
+
+    Raises:
+        SystemExit: an exact rival's scores are others.
+    """
+    found = score(*question)
+    check_close(rival, found, right, size)
+    our_rates, its_rates = turns([lambda: ours(*question), lambda: score(*question)], len(size.candidates), seconds)
     return {
         "name": rival.name,
         "weights": rival.twin,
-        "candidates_per_second": float(np.median(rate)),
-        "times_as_fast": median_and_range(our_rates / rate),
-        "off_by": float(np.abs(scores - right).max()),
-        "rank_correlation": rank_correlation(scores, right),
+        "rounds": len(its_rates),
+        "candidates_per_second": float(np.median(its_rates)),
+        "times_as_fast": median_and_range(our_rates / its_rates),
+        "off_by": float(np.abs(found - right).max()),
+        "rank_correlation": rank_correlation(found, right),
     }
+
+
+def turns(calls: Sequence[Callable[[], object]], count: int, seconds: float) -> Rates:
+    """Candidates a second of calls that score so many, by turns, for about so long: (calls, rounds)."""
+    contestants = [Contestant(call, count, settled) for call in calls]
+    return rates(contestants, affordable_rounds(contestants, seconds, LEAST_ROUNDS, MOST_ROUNDS))
 
 
 def settled() -> tuple[()]:

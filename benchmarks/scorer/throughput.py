@@ -5,10 +5,10 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from benchmarks.rounds import Contestant, affordable_rounds, median_and_range, rates
+from benchmarks.rounds import median_and_range
 from benchmarks.scorer.report import Throughput
 from benchmarks.scorer.rivals import Score
-from benchmarks.scorer.side_by_side import LEAST_ROUNDS, MOST_ROUNDS, settled
+from benchmarks.scorer.side_by_side import turns
 from benchmarks.scorer.sizes import Question
 
 CALLERS = (1, 2, 4, 8)
@@ -19,9 +19,8 @@ CALLS = 2 * max(CALLERS)
 def throughput(score: Score, threads: int, question: Question, seconds: float) -> Throughput:
     """The same calls by so many callers at a time. threads: what one call computes on."""
     work = CALLS * len(question[1])
-    contestants = [Contestant(partial(call_from, callers, score, question), work, settled) for callers in CALLERS]
-    rounds = affordable_rounds(contestants, seconds, LEAST_ROUNDS, MOST_ROUNDS)
-    measured = zip(CALLERS, rates(contestants, rounds), strict=True)
+    calls = [partial(call_from, callers, score, question) for callers in CALLERS]
+    measured = zip(CALLERS, turns(calls, work, seconds), strict=True)
     return {
         "threads": threads,
         "scores_per_second": {str(callers): median_and_range(rate) for callers, rate in measured},
