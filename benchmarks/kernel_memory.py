@@ -13,11 +13,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, memory_mib
 from cappy_lite.rouge import KERNEL, rouge_l_pairs
 
 # Of a text; a pair's texts share half of them.
@@ -34,14 +33,6 @@ def make_pairs(start: int, stop: int) -> tuple[list[str], list[str]]:
     # From a million on, so that all words have about as many letters.
     firsts = [1_000_000 + number * WORDS * 2 for number in range(start, stop)]
     return [text(first) for first in firsts], [text(first + WORDS // 2) for first in firsts]
-
-
-def memory_mib(name: str) -> float:
-    """What Linux says of this process: VmRSS, what is resident, or VmHWM, the most that ever was."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"/proc/self/status has no {name}")
 
 
 def score_round(start: int, stop: int, stem: bool, threads: int) -> float:

@@ -1,4 +1,4 @@
-"""What a measurement ran on, for benchmark reports."""
+"""What a measurement ran on and how much memory it takes, for benchmark reports."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def describe_machine(*packages: str) -> dict[str, str | int | None]:
         "system": platform.platform(),
         "python": platform.python_version(),
     } | {package: _version(package) for package in packages}
+
+
+def memory_mib(name: str) -> float:
+    """What Linux says of this process: VmRSS, what is resident, or VmHWM, the most that ever was."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/self/status has no {name}")
 
 
 def _processor() -> str:

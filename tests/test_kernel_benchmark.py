@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import markdown, rounds
+from benchmarks.corpus import Corpus, read_corpus, synthetic_corpus
 from benchmarks.kernel import __main__ as command
-from benchmarks.kernel import end_to_end, instructions, report, rounds, subsequence
-from benchmarks.kernel.corpus import Corpus, read_corpus, synthetic_corpus
+from benchmarks.kernel import end_to_end, instructions, report, subsequence
 from benchmarks.kernel.rivals import RIVALS, STANDARD, Rival
 
 WORDS = 1_000
@@ -57,7 +58,7 @@ def test_the_command_measures_writes_and_shows_again(
     tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written, drawn, docs = tmp_path / "kernel.json", tmp_path / "kernel.svg", tmp_path / "kernel.md"
-    docs.write_text(f"# Before\n{report.START}\nold\n{report.END}\nafter\n")
+    docs.write_text(f"# Before\n{report.START}\nold\n{markdown.END}\nafter\n")
     command.main(["--rounds", "2", "--output", str(written), "--plot", str(drawn), "--docs", str(docs)])
     printed = capsys.readouterr().out
     measured = json.loads(written.read_text())
@@ -83,7 +84,7 @@ def test_the_command_measures_writes_and_shows_again(
         (shape, length) for shape in ("one against many", "aligned pairs", "full matrix") for length in (5, 66)
     ]
 
-    assert docs.read_text() == f"# Before\n{report.START}\n\n{printed}\n{report.END}\nafter\n"
+    assert docs.read_text() == f"# Before\n{report.START}\n\n{printed}\n{markdown.END}\nafter\n"
     assert "| **cappy-lite** |" in printed
     assert "callgrind" not in printed
     first_plot = drawn.read_bytes()
@@ -276,7 +277,7 @@ def test_tables_show_instructions_beside_the_recurrences_own(tiny: None, corpus:
 
 
 def test_numbers_in_tables_have_three_digits() -> None:
-    assert [report.rate(value) for value in (0.00123456, 4.4, 99.94, 99.96, 138.4, 1_964_321)] == [
+    assert [markdown.rate(value) for value in (0.00123456, 4.4, 99.94, 99.96, 138.4, 1_964_321)] == [
         "0.00123",
         "4.40",
         "99.9",

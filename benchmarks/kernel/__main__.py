@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.kernel.corpus import Corpus, read_corpus, synthetic_corpus
+from benchmarks.corpus import Corpus, read_corpus, synthetic_corpus
 from benchmarks.kernel.end_to_end import end_to_end
 from benchmarks.kernel.instructions import LOOPS, instructions_a_word
 from benchmarks.kernel.report import Report, plot, tables, write_docs

@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.kernel.corpus import SEED, Corpus
+from benchmarks.corpus import SEED, Corpus
 from benchmarks.kernel.report import FAR, LARGE, EndToEnd
 from benchmarks.kernel.rivals import STANDARD, Rival
-from benchmarks.kernel.rounds import Contestant, FloatArray, check_equal, median_and_range, rates, time_once
+from benchmarks.rounds import Contestant, FloatArray, check_equal, median_and_range, rates, time_once
 from cappy_lite import rouge
 from cappy_lite.rouge import rouge_l_pairs
 

@@ -11,13 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from benchmarks.kernel.instructions import FLOOR
+from benchmarks.markdown import Median, rate, renew, start, table, times
 
 FAR = 0.01
 # Two threads share a batch so many times as large as that of the other figures.
 LARGE = 8
-
-# A median over rounds, and the least and the greatest.
-Median = list[float]
 
 
 class RivalResult(TypedDict):
@@ -74,22 +72,12 @@ class Report(TypedDict):
     instructions_a_word: dict[str, float]
 
 
-START = "<!-- Tables: python -m benchmarks.kernel --docs writes them. -->"
-END = "<!-- End of tables. -->"
+START = start("benchmarks.kernel")
 
 
 def write_docs(report: Report, path: Path) -> None:
-    """Puts the tables between the two marks in a Markdown file.
-
-    Raises:
-        ValueError: the file hasn't the marks.
-    """
-    text = path.read_text(encoding="utf-8")
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"{path} must have the lines {START!r} and {END!r}, which the tables go between")
-    path.write_text(f"{before}{START}\n\n{tables(report)}\n\n{END}{after}", encoding="utf-8")
+    """Puts the tables between their marks in a Markdown file; ValueError if it hasn't these."""
+    renew(path, START, tables(report))
 
 
 def tables(report: Report) -> str:
@@ -175,20 +163,6 @@ def subsequence_table(results: list[Subsequence]) -> str:
 def instruction_table(instructions: dict[str, float]) -> str:
     rows = [[name, f"{count:.1f}", str(FLOOR), f"{count / FLOOR:.1f}"] for name, count in instructions.items()]
     return table(["", "instructions", "the recurrence's own", "ratio"], rows)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def rate(value: float) -> str:
-    """Three digits that count."""
-    return f"{float(f'{value:.3g}'):,.0f}" if value >= 99.95 else f"{value:#.3g}"
-
-
-def times(median: Median) -> str:
-    return f"{rate(median[0])} times [{rate(median[1])}, {rate(median[2])}]"
 
 
 def plot(report: Report, path: Path) -> None:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
-from benchmarks.kernel.corpus import Corpus
+from benchmarks.corpus import Corpus
 from benchmarks.kernel.report import Subsequence
-from benchmarks.kernel.rounds import Contestant, FloatArray, check_equal, median_and_range, rates, time_once
+from benchmarks.rounds import Contestant, FloatArray, check_equal, median_and_range, rates, time_once
 from cappy_lite import _kernel
 
 # Bounds of a matrix: its texts, and all its pairs' 64-bit words of the recurrence.

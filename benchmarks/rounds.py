@@ -16,7 +16,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Contestant:
-    """A call to time, of `work` pairs; `prepare` makes its arguments, which isn't timed."""
+    """A call to time, of so much `work` (pairs, or candidates); `prepare` makes its arguments, which isn't timed."""
 
     call: Callable[..., object]
     work: int
@@ -24,7 +24,7 @@ class Contestant:
 
 
 def rates(contestants: Sequence[Contestant], rounds: int) -> FloatArray:
-    """Pairs a second, (contestants, rounds). They take turns, so that a busy moment of the machine hits all."""
+    """Work a second, (contestants, rounds). They take turns, so that a busy moment of the machine hits all."""
     seconds = np.array([[time_once(one) for one in contestants] for _ in range(rounds)])
     measured: FloatArray = np.array([[one.work] for one in contestants]) / seconds.T
     return measured
@@ -39,6 +39,11 @@ def time_once(contestant: Contestant) -> float:
         return time.perf_counter() - start
     finally:
         gc.enable()
+
+
+def affordable_rounds(contestants: Sequence[Contestant], seconds: float, least: int, most: int) -> int:
+    """How many rounds take about so long; finds out by one, which isn't counted."""
+    return int(np.clip(seconds / sum(map(time_once, contestants)), least, most))
 
 
 def median_and_range(values: FloatArray) -> list[float]:

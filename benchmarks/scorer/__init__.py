@@ -1,0 +1,1 @@
+"""The benchmark of the scorer: `python -m benchmarks.scorer`."""
