@@ -119,9 +119,13 @@ LONG_CALLS = {
 }
 
 
+# A shell's background jobs, and so their children, ignore it.
+HEEDS_SIGINT = "import signal; from cappy_lite import rouge; signal.signal(signal.SIGINT, signal.default_int_handler)"
+
+
 @pytest.mark.parametrize(("prepare", "call"), LONG_CALLS.values(), ids=LONG_CALLS.keys())
 def test_ctrl_c_ends_a_long_call(prepare: str, call: str) -> None:
-    program = f"from cappy_lite import rouge; {prepare}; print('started', flush=True); {call}; print('finished')"
+    program = f"{HEEDS_SIGINT}; {prepare}; print('started', flush=True); {call}; print('finished')"
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -65,9 +65,10 @@ assert dict(os.environ) == before
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 import cappy_lite
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 candidates = [f"the car number {number}" for number in range(500_000)]
 scorer = cappy_lite.Scorer(sys.argv[1], threads=2)
 expected = scorer.score("a", ["b", "c"])
