@@ -40,11 +40,12 @@ Tokenizer = str | Tokenize
 
 TOKENIZERS: dict[str, Tokenize] = {"unicode": unicode_words, "char": characters}
 
-# Texts that a thread takes at a time: so many that to wait for the GIL in between takes little of the time.
-SHARE = 4096
-LEAST_SHARE = 32
-# What is left is so many shares for each thread.
-SHARES_PER_THREAD = 4
+# What a thread takes at a time: so much that to wait for the GIL in between takes little of the time, and so little
+# that no thread has it for long, or waits long for the last one.
+SHARE_PAIRS = 4096
+SHARE_CHARACTERS = 1 << 20
+# By so many texts their mean length is judged.
+SAMPLE = 64
 # Words after which a thread forgets those that it has seen: it keeps memory flat, and costs reading them anew.
 KNOWN_WORDS = 1 << 18
 # What is kept between calls: so many workers at most, stemming or not, of so much memory each.
@@ -358,7 +359,7 @@ def _score_pairs(
     tokenize = _check_tokenizer(stem, tokenizer)
     count, workers = len(texts), _check_threads(threads)
     shares: SimpleQueue[tuple[int, int]] = SimpleQueue()
-    for share in _shares(count, workers):
+    for share in _shares(texts):
         shares.put(share)
     scores = np.empty((count, 3))
 
@@ -377,14 +378,12 @@ def _score_pairs(
     return scores
 
 
-def _shares(count: int, workers: int) -> Iterator[tuple[int, int]]:
-    """Starts and ends: for several threads ever smaller ones, so that none waits long for the last."""
-    start = 0
-    while start < count:
-        share = SHARE if workers == 1 else (count - start) // (SHARES_PER_THREAD * workers)
-        stop = min(start + max(min(share, SHARE), LEAST_SHARE), count)
-        yield start, stop
-        start = stop
+def _shares(texts: list[Any]) -> Iterator[tuple[int, int]]:
+    """Starts and ends of what is scored at a time."""
+    characters = sum(len(text) for text in texts[:SAMPLE] if isinstance(text, str))
+    share = min(SHARE_PAIRS, SHARE_CHARACTERS * SAMPLE // max(characters, 1) + 1)
+    for start in range(0, len(texts), share):
+        yield start, min(start + share, len(texts))
 
 
 def _taken(shares: SimpleQueue[tuple[int, int]]) -> Iterator[tuple[int, int]]:
