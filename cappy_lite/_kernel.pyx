@@ -13,6 +13,7 @@ cdef extern from "Python.h":
     ctypedef struct PyObject
     PyObject *PyList_GetItem(object items, Py_ssize_t index) except NULL
     bint PyUnicode_Check(PyObject *value)
+    Py_ssize_t PyUnicode_GetLength(PyObject *text)
     const char *PyUnicode_AsUTF8AndSize(PyObject *text, Py_ssize_t *size)
     int PyBytes_AsStringAndSize(object text, char **bytes, Py_ssize_t *size) except -1
     void PyErr_Clear()
@@ -314,12 +315,18 @@ cdef class Views:
         free(self.items)
 
 
+# Characters: so many that to ask whether all are ASCII takes no time beside reading them.
+cdef enum:
+    LONG_TEXT = 512
+
+
 cdef Views views_of(list texts):
     """None if not all are str."""
     cdef Views views = Views.__new__(Views)
     cdef Py_ssize_t size, i, count = len(texts)
     cdef const char *bytes
     cdef PyObject *text
+    cdef PyObject *before = NULL
     views.encoded = []
     views.count = count
     views.items = <cappy_text *>malloc((views.count + 1) * sizeof(cappy_text))
@@ -327,17 +334,24 @@ cdef Views views_of(list texts):
         raise MemoryError
     for i in range(count):
         text = PyList_GetItem(texts, i)
+        if text == before:
+            views.items[i] = views.items[i - 1]
+            continue
+        before = text
         if not PyUnicode_Check(text):
             return None
-        bytes = PyUnicode_AsUTF8AndSize(text, &size)
+        bytes = NULL
+        if PyUnicode_GetLength(text) < LONG_TEXT or str.isascii(<object>text):
+            bytes = PyUnicode_AsUTF8AndSize(text, &size)
         if bytes == NULL:
-            bytes = encode(views, texts[i], &size)
+            bytes = encode(views, <object>text, &size)
         views.items[i] = cappy_text(bytes, <size_t>size)
     return views
 
 
 cdef const char *encode(Views views, text, Py_ssize_t *size) except NULL:
-    """What Python can't give as UTF-8: lone surrogates, which like all that isn't ASCII only separate words."""
+    """A long text's UTF-8, which Python would keep as long as the text; or that of lone surrogates, which it can't give,
+    and which like all that isn't ASCII only separate words."""
     cdef char *bytes
     PyErr_Clear()
     encoded = str.encode(text, "utf-8", "surrogatepass")

@@ -43,7 +43,7 @@ TOKENIZERS: dict[str, Tokenize] = {"unicode": unicode_words, "char": characters}
 # What a thread takes at a time: so much that to wait for the GIL in between takes little of the time, and so little
 # that no thread has it for long, or waits long for the last one.
 SHARE_PAIRS = 4096
-SHARE_CHARACTERS = 1 << 20
+SHARE_CHARACTERS = 3 << 18
 # By so many texts their mean length is judged.
 SAMPLE = 64
 # Words after which a thread forgets those that it has seen: it keeps memory flat, and costs reading them anew.
