@@ -1,5 +1,5 @@
-/* What the scorer's network does besides products of matrices, each in one pass over its rows. A row's result depends
- * on nothing but what it is made of: not on the number of rows, on their order, or on the number of threads. */
+/* What the scorer's network consists of, each operator in one pass over its rows. A row's result depends on nothing but
+ * what it is made of: not on the number of rows, on their order, or on the number of threads. */
 #ifndef CAPPY_OPERATORS_H
 #define CAPPY_OPERATORS_H
 
