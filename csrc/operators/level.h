@@ -12,16 +12,28 @@
 #endif
 
 typedef struct {
-    cappy_attend *attend;
+    cappy_attend *attend, *attend_in_bytes;
     cappy_norm_rows *norm_rows;
     cappy_linear_part *linear_part;
+    cappy_unit unit;
 } cappy_level;
+
+static inline void cappy_begin(const cappy_unit *unit, size_t rows)
+{
+    if (unit->begin)
+        unit->begin(rows);
+}
+
+static inline void cappy_end(const cappy_unit *unit)
+{
+    if (unit->end)
+        unit->end();
+}
 
 extern const cappy_level cappy_level_plain, cappy_level_avx2, cappy_level_avx512;
 
-/* By AMX: inner % 64 == 0 and columns in whole 32s. `scratch` holds 32 rows of codes. */
-void cappy_linear_tiles(const cappy_linear *task, size_t row, size_t end_row, size_t column, size_t end_column,
-                        uint8_t *scratch);
+/* The unit of a processor with AMX, whose level is that of AVX-512. */
+extern const cappy_unit cappy_unit_amx;
 bool cappy_has_tiles(void);
 
 #endif

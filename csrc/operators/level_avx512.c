@@ -14,17 +14,25 @@
 #define LEVEL(name) name##_avx512
 #include "vectors.h"
 
+#include "product.inc"
+
 #include "activation.inc"
 
 #include "attention.inc"
 
-#include "norm.inc"
+#include "attention_in_bytes.inc"
 
-#include "finish.inc"
+#include "norm.inc"
 
 #include "linear.inc"
 
-const cappy_level cappy_level_avx512 = {cappy_attend_avx512, cappy_norm_rows_avx512, cappy_linear_part_avx512};
+const cappy_level cappy_level_avx512 = {
+    cappy_attend_avx512,
+    cappy_attend_in_bytes_avx512,
+    cappy_norm_rows_avx512,
+    cappy_linear_part_avx512,
+    {.multiply = cappy_multiply_avx512, .step = 4},
+};
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -12,14 +12,22 @@
 #define LEVEL(name) name##_plain
 #include "vectors.h"
 
+#include "product.inc"
+
 #include "activation.inc"
 
 #include "attention.inc"
 
-#include "norm.inc"
+#include "attention_in_bytes.inc"
 
-#include "finish.inc"
+#include "norm.inc"
 
 #include "linear.inc"
 
-const cappy_level cappy_level_plain = {cappy_attend_plain, cappy_norm_rows_plain, cappy_linear_part_plain};
+const cappy_level cappy_level_plain = {
+    cappy_attend_plain,
+    cappy_attend_in_bytes_plain,
+    cappy_norm_rows_plain,
+    cappy_linear_part_plain,
+    {.multiply = cappy_multiply_plain, .step = 4},
+};

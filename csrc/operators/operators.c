@@ -5,13 +5,13 @@
 
 #include "level.h"
 #include "ort.h"
+#include "threads.h"
 
 #define DOMAIN "cappy"
 #define MOST_DIMENSIONS 4
 #define CACHE_LINE 64
 #define ROWS_A_PART 16
-#define STACK_SCRATCH ((size_t)48 << 10) /* numbers: enough for an instruction of 512 tokens */
-#define MOST_INNER 4096                  /* of a linear layer that tiles multiply */
+#define STACK_SCRATCH ((size_t)192 << 10) /* bytes: enough for an instruction of 512 tokens */
 
 typedef struct {
     const void *data;
@@ -22,7 +22,7 @@ typedef struct {
 typedef struct {
     const ort_api *api;
     const cappy_level *level;
-    bool has_tiles;
+    const cappy_unit *unit;
     int64_t heads, layer;
     float epsilon;
 } kernel;
@@ -55,14 +55,13 @@ static const cappy_level *best_level(void)
     return &cappy_level_plain;
 }
 
-/* Whether there is AMX, and nobody forbids it. */
-static bool has_tiles(void)
+static const cappy_unit *best_unit(const cappy_level *level)
 {
 #ifdef CAPPY_AMX
-    return best_level() == &cappy_level_avx512 && cappy_has_tiles();
-#else
-    return false;
+    if (level == &cappy_level_avx512 && cappy_has_tiles())
+        return &cappy_unit_amx;
 #endif
+    return &level->unit;
 }
 
 static ort_status *take(const kernel *of, ort_context *context, size_t index, tensor *into)
@@ -116,7 +115,7 @@ static ort_status *take_quantisation(const kernel *of, const tensor *gain, const
 typedef struct {
     cappy_attention task;
     cappy_attend *attend;
-    float *scratch; /* for all heads, or NULL: on the stack, where it is near and costs no page faults */
+    char *scratch; /* for all heads, or NULL: on the stack, where it is near and costs no page faults */
     size_t scratch_size;
 } attending;
 
@@ -127,7 +126,7 @@ static void attend_head(void *data, size_t head)
         all->attend(&all->task, head, all->scratch + head * all->scratch_size);
         return;
     }
-    _Alignas(CACHE_LINE) float scratch[STACK_SCRATCH];
+    _Alignas(CACHE_LINE) char scratch[STACK_SCRATCH];
     all->attend(&all->task, head, scratch);
 }
 
@@ -151,7 +150,7 @@ enum { QUERY, KEY_VALUE, CONTEXT, SEGMENTS, SPANS, ATTENTION_GAIN, ATTENTION_ZER
 static ort_status *attend(const kernel *of, ort_context *context, bool to_bytes)
 {
     tensor in[ATTENTION_INPUTS];
-    attending all = {.attend = of->level->attend};
+    attending all = {.attend = to_bytes ? of->level->attend_in_bytes : of->level->attend};
     TRY(take_all(of, context, in, to_bytes ? ATTENTION_INPUTS : ATTENTION_GAIN));
     REQUIRE(of, in[QUERY].rank == 2);
     const size_t hidden = (size_t)in[QUERY].shape[1], context_tokens = (size_t)in[CONTEXT].shape[1];
@@ -170,6 +169,7 @@ static ort_status *attend(const kernel *of, ort_context *context, bool to_bytes)
         .segment_count = (size_t)in[SEGMENTS].shape[0],
         .hidden = hidden,
         .heads = (size_t)of->heads,
+        .unit = of->unit,
     };
     const size_t tokens = (size_t)in[KEY_VALUE].shape[0];
     const bool segments_fit =
@@ -179,17 +179,19 @@ static ort_status *attend(const kernel *of, ort_context *context, bool to_bytes)
     TRY(make(of, context, 0, &in[QUERY], &result));
     if (to_bytes) {
         TRY(take_quantisation(of, &in[ATTENTION_GAIN], &in[ATTENTION_ZERO_POINT], hidden, &all.task.quantisation));
+        REQUIRE(of, all.task.longest_shared + all.task.longest_own <= CAPPY_MOST_SEEN);
         all.task.codes = result;
+        all.scratch_size = cappy_attention_in_bytes_scratch(&all.task);
     } else {
         all.task.numbers = result;
+        all.scratch_size = (cappy_attention_scratch(&all.task) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     }
-    all.scratch_size = cappy_attention_scratch(&all.task);
     if (all.scratch_size > STACK_SCRATCH) {
-        all.scratch = aligned_alloc(CACHE_LINE, all.task.heads * all.scratch_size * sizeof(float));
+        all.scratch = aligned_alloc(CACHE_LINE, all.task.heads * all.scratch_size);
         if (all.scratch == NULL)
             return ort_create_status(of->api)(ORT_FAIL, "cappy: out of memory");
     }
-    ort_status *failed = ort_parallel_for(of->api)(context, attend_head, all.task.heads, 0, &all);
+    ort_status *failed = cappy_share(of->api, context, attend_head, all.task.heads, &all);
     free(all.scratch);
     return failed;
 }
@@ -247,19 +249,17 @@ static ort_status *norm_to_bytes(void *data, ort_context *context)
         .codes = codes,
     };
     TRY(take_quantisation(of, &in[NORM_CODE_GAIN], &in[NORM_ZERO_POINT], hidden, &all.task.quantisation));
-    return ort_parallel_for(of->api)(context, norm_part, parts_of(rows), 0, &all);
+    return cappy_share(of->api, context, norm_part, parts_of(rows), &all);
 }
 
 /* ---- Linear layers ---- */
 
 /* What one part computes: few rows of many columns, so that the rows stay near while the weights come by. */
-#define LINEAR_ROWS 32
 #define LINEAR_COLUMNS 384
 
 typedef struct {
     cappy_linear task;
-    const cappy_level *level;
-    bool by_tiles;
+    cappy_linear_part *run;
     size_t column_parts;
 } multiplying;
 
@@ -269,16 +269,10 @@ static void multiply_part(void *data, size_t part)
 {
     const multiplying *all = data;
     const cappy_linear *task = &all->task;
-    const size_t row = part / all->column_parts * LINEAR_ROWS, column = part % all->column_parts * LINEAR_COLUMNS;
-    const size_t end_row = least(row + LINEAR_ROWS, task->rows), end = least(column + LINEAR_COLUMNS, task->columns);
-#ifdef CAPPY_AMX
-    _Alignas(CACHE_LINE) uint8_t scratch[LINEAR_ROWS * MOST_INNER];
-    if (all->by_tiles) {
-        cappy_linear_tiles(task, row, end_row, column, end, scratch);
-        return;
-    }
-#endif
-    all->level->linear_part(task, row, end_row, column, end);
+    const size_t row = part / all->column_parts * CAPPY_LINEAR_ROWS;
+    const size_t column = part % all->column_parts * LINEAR_COLUMNS;
+    all->run(task, row, least(CAPPY_LINEAR_ROWS, task->rows - row), column,
+             least(column + LINEAR_COLUMNS, task->columns));
 }
 
 enum { CODES, WEIGHT, SCALES, BIAS, LINEAR_GAIN, LINEAR_ZERO_POINT, LINEAR_INPUTS };
@@ -295,8 +289,7 @@ static ort_status *multiply(const kernel *of, ort_context *context, bool to_byte
     REQUIRE(of, is_vector(&in[SCALES], columns) && is_vector(&in[BIAS], columns));
     const tensor shape = {.rank = 2, .shape = {(int64_t)rows, (int64_t)columns}};
     TRY(make(of, context, 0, &shape, &result));
-    multiplying all = {.level = of->level, .column_parts = (columns + LINEAR_COLUMNS - 1) / LINEAR_COLUMNS};
-    all.by_tiles = of->has_tiles && inner % 64 == 0 && columns % 32 == 0 && inner <= MOST_INNER;
+    multiplying all = {.run = of->level->linear_part, .column_parts = (columns + LINEAR_COLUMNS - 1) / LINEAR_COLUMNS};
     all.task = (cappy_linear){
         .codes = in[CODES].data,
         .rows = rows,
@@ -305,6 +298,7 @@ static ort_status *multiply(const kernel *of, ort_context *context, bool to_byte
         .weight = in[WEIGHT].data,
         .scales = in[SCALES].data,
         .bias = in[BIAS].data,
+        .unit = inner % of->unit->step ? &of->level->unit : of->unit,
     };
     if (to_bytes) {
         TRY(take_quantisation(of, &in[LINEAR_GAIN], &in[LINEAR_ZERO_POINT], columns, &all.task.quantisation));
@@ -312,8 +306,8 @@ static ort_status *multiply(const kernel *of, ort_context *context, bool to_byte
     } else {
         all.task.numbers = result;
     }
-    const size_t parts = (rows + LINEAR_ROWS - 1) / LINEAR_ROWS * all.column_parts;
-    return ort_parallel_for(of->api)(context, multiply_part, parts, 0, &all);
+    const size_t parts = (rows + CAPPY_LINEAR_ROWS - 1) / CAPPY_LINEAR_ROWS * all.column_parts;
+    return cappy_share(of->api, context, multiply_part, parts, &all);
 }
 
 static ort_status *linear(void *of, ort_context *context) { return multiply(of, context, false); }
@@ -350,7 +344,8 @@ static ort_status *create(const ort_operator *one, const ort_api *api, const ort
     kernel *made = calloc(1, sizeof *made);
     if (made == NULL)
         return ort_create_status(api)(ORT_FAIL, "cappy: out of memory");
-    *made = (kernel){.api = api, .level = best_level(), .has_tiles = has_tiles()};
+    *made = (kernel){.api = api, .level = best_level()};
+    made->unit = best_unit(made->level);
     ort_release_status(api)(ort_attribute_int(api)(info, "heads", &made->heads));
     ort_release_status(api)(ort_attribute_int(api)(info, "layer", &made->layer));
     ort_release_status(api)(ort_attribute_float(api)(info, "epsilon", &made->epsilon));

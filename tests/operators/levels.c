@@ -17,8 +17,10 @@
 
 #define MOST_SEGMENTS 40
 
-static const cappy_level *levels[3];
-static size_t level_count;
+/* Levels, and units of the same numbers; AMX is one unit more, of the last level. */
+static const cappy_level *levels[4];
+static const cappy_unit *units[4];
+static size_t level_count, unit_count;
 
 static void *allocate(size_t count, size_t size)
 {
@@ -48,6 +50,14 @@ static void check_code(double expected, float gain, float zero_point, uint8_t co
 {
     const double exact = fmin(fmax(expected * gain + zero_point, 0), 255);
     REQUIRE(fabs(exact - code) < 0.51);
+}
+
+static float largest_magnitude(const float *numbers, size_t count, size_t stride)
+{
+    float most = 1e-30f;
+    for (size_t i = 0; i < count; i++)
+        most = fmaxf(most, fabsf(numbers[i * stride]));
+    return most;
 }
 
 /* ---- Attention ---- */
@@ -80,43 +90,88 @@ static size_t random_segments(cappy_segment *segments, cappy_span *spans, size_t
     return count;
 }
 
-static void check_attention(const cappy_attention *task, const float *numbers, const uint8_t *codes)
+/* A number that is read in codes of `middle` plus or minus `reach`, as the largest of its kin is. */
+static double coded(float number, float most, float reach, float middle)
+{
+    return ((double)rintf(fmaf(number, reach / most, middle)) - middle) * (most / reach);
+}
+
+/* What a query sees: weights of the keys, and their values, [size][seen]; of codes, as attention in bytes reads them, or
+ * as they are. Returns how many there are. */
+static size_t look(const cappy_attention *task, bool in_bytes, size_t s, size_t q, size_t head, double *weights,
+                   double *values)
 {
     const size_t hidden = task->hidden, size = hidden / task->heads;
-    double *weights = allocate(task->longest_shared + task->longest_own, sizeof *weights);
+    const cappy_segment one = task->segments[s];
+    const size_t context = (size_t)(one.context_end - one.context_first), count = (size_t)(one.end - one.first);
+    const float *query = task->query + q * hidden + head * size;
+    const float most = largest_magnitude(query, size, 1);
+    double greatest = -INFINITY;
+    for (size_t k = 0; k < context + count; k++) {
+        const bool own = k >= context;
+        const float *row = own ? task->key_value + ((size_t)one.first + k - context) * 2 * hidden
+                               : task->context + ((size_t)one.context_first + k) * 2 * hidden;
+        const float *key = row + head * size;
+        const float most_key = largest_magnitude(key, size, 1);
+        double logit = 0;
+        for (size_t i = 0; i < size; i++)
+            logit += in_bytes ? coded(query[i], most, 127, 128) * coded(key[i], most_key, 63, 0)
+                              : (double)query[i] * key[i];
+        weights[k] = logit / sqrt((double)size);
+        greatest = fmax(greatest, weights[k]);
+        for (size_t i = 0; i < size; i++)
+            values[i * (context + count) + k] = key[hidden + i];
+    }
+    for (size_t k = 0; k < context + count; k++) {
+        weights[k] = exp(weights[k] - greatest);
+        if (in_bytes)
+            weights[k] = rint(65535 * weights[k]);
+    }
+    for (size_t i = 0; in_bytes && i < size; i++)
+        for (size_t own = 0; own < 2; own++) {
+            double *column = values + i * (context + count) + (own ? context : 0);
+            float kin[200];
+            for (size_t k = 0; k < (own ? count : context); k++)
+                kin[k] = (float)column[k];
+            const float most_value = largest_magnitude(kin, own ? count : context, 1);
+            for (size_t k = 0; k < (own ? count : context); k++)
+                column[k] = coded(kin[k], most_value, 63, 0);
+        }
+    return context + count;
+}
+
+static void check_attention(const cappy_attention *task, const float *numbers, const uint8_t *codes)
+{
+    const size_t hidden = task->hidden, size = hidden / task->heads, longest = task->longest_shared + task->longest_own;
+    double *weights = allocate(longest, sizeof *weights), *values = allocate(size * longest, sizeof *values);
     for (size_t s = 0; s < task->segment_count; s++)
-        for (int64_t q = task->spans[s].first; q < task->spans[s].end; q++)
-            for (size_t column = 0; column < hidden; column++) {
-                const cappy_segment one = task->segments[s];
-                const size_t head = column / size;
-                double total = 0, sum = 0, most = -INFINITY;
-                for (int turn = 0; turn < 2; turn++) {
-                    size_t seen = 0;
-                    for (int own = 0; own < 2; own++) {
-                        const float *rows = own ? task->key_value : task->context;
-                        for (int64_t k = own ? one.first : one.context_first; k < (own ? one.end : one.context_end);
-                             k++) {
-                            const float *key = rows + (size_t)k * 2 * hidden + head * size;
-                            if (turn == 0) {
-                                weights[seen] = 0;
-                                for (size_t i = 0; i < size; i++)
-                                    weights[seen] += (double)task->query[(size_t)q * hidden + head * size + i] * key[i];
-                                weights[seen] /= sqrt((double)size);
-                                most = fmax(most, weights[seen]);
-                            } else {
-                                const double weight = exp(weights[seen] - most);
-                                total += weight;
-                                sum += weight * key[hidden + column % size];
-                            }
-                            seen++;
-                        }
+        for (size_t q = (size_t)task->spans[s].first; q < (size_t)task->spans[s].end; q++)
+            for (size_t head = 0; head < task->heads; head++) {
+                const size_t seen = look(task, codes != NULL, s, q, head, weights, values);
+                for (size_t i = 0; i < size; i++) {
+                    double total = 0, sum = 0;
+                    for (size_t k = 0; k < seen; k++) {
+                        total += weights[k];
+                        sum += weights[k] * values[i * seen + k];
                     }
+                    const size_t column = head * size + i, at = q * hidden + column;
+                    if (codes)
+                        check_code(sum / total, task->quantisation.gain[column], task->quantisation.zero_point,
+                                   codes[at]);
+                    else
+                        REQUIRE(fabs(numbers[at] - sum / total) < 2e-5);
                 }
-                const size_t at = (size_t)q * hidden + column;
-                REQUIRE(fabs(numbers[at] - sum / total) < 2e-5);
-                check_code(sum / total, task->quantisation.gain[column], task->quantisation.zero_point, codes[at]);
             }
     free(weights);
+    free(values);
+}
+
+/* Scratch memory as large as it must be, and full of what mustn't matter. */
+static void *used_scratch(size_t size)
+{
+    void *scratch = aligned_alloc(64, cappy_deep(size));
+    REQUIRE(scratch);
+    return memset(scratch, 0xA5, size);
 }
 
 static void test_attention(size_t heads, size_t size, bool beside, bool scores_alone)
@@ -143,23 +198,30 @@ static void test_attention(size_t heads, size_t size, bool beside, bool scores_a
     for (size_t i = 0; i < count; i++)
         cappy_measure(&task, segments[i]);
     float *numbers[3];
-    uint8_t *codes[3];
     for (size_t level = 0; level < level_count; level++) {
-        /* As large as it must be, and full of what mustn't matter. */
-        float *scratch = random_numbers(cappy_attention_scratch(&task), INFINITY);
+        void *scratch = used_scratch(cappy_attention_scratch(&task));
         task.numbers = numbers[level] = allocate(asked * hidden, sizeof(float));
-        task.codes = codes[level] = allocate(asked * hidden, 1);
         for (size_t head = 0; head < heads; head++)
             levels[level]->attend(&task, head, scratch);
         REQUIRE(memcmp(numbers[level], numbers[0], asked * hidden * sizeof(float)) == 0);
-        REQUIRE(memcmp(codes[level], codes[0], asked * hidden) == 0);
         free(scratch);
     }
-    check_attention(&task, numbers[0], codes[0]);
-    for (size_t level = 0; level < level_count; level++) {
+    check_attention(&task, numbers[0], NULL);
+    for (size_t level = 0; level < level_count; level++)
         free(numbers[level]);
-        free(codes[level]);
+    uint8_t *codes[4];
+    for (size_t unit = 0; unit < unit_count; unit++) {
+        void *scratch = used_scratch(cappy_attention_in_bytes_scratch(&task));
+        task.codes = codes[unit] = allocate(asked * hidden, 1);
+        task.unit = units[unit];
+        for (size_t head = 0; head < heads; head++)
+            levels[unit]->attend_in_bytes(&task, head, scratch);
+        REQUIRE(memcmp(codes[unit], codes[0], asked * hidden) == 0);
+        free(scratch);
     }
+    check_attention(&task, NULL, codes[0]);
+    for (size_t unit = 0; unit < unit_count; unit++)
+        free(codes[unit]);
     free(query);
     free(key_value);
     free(context);
@@ -213,26 +275,17 @@ static void test_rows(size_t rows, size_t width, bool sum_of_two)
 
 /* ---- Linear layers ---- */
 
-static void multiply_all(const cappy_linear *task, size_t level)
+static void multiply_all(const cappy_linear *task, const cappy_level *level)
 {
     /* In parts, as threads share them. */
-    for (size_t row = 0; row < task->rows; row += 32)
+    for (size_t row = 0; row < task->rows; row += CAPPY_LINEAR_ROWS)
         for (size_t column = 0; column < task->columns; column += 96) {
-            const size_t end_row = row + 32 < task->rows ? row + 32 : task->rows;
-            const size_t end = column + 96 < task->columns ? column + 96 : task->columns;
-#ifdef CAPPY_AMX
-            if (level == level_count) {
-                uint8_t *scratch = allocate(32 * task->inner, 1);
-                cappy_linear_tiles(task, row, end_row, column, end, scratch);
-                free(scratch);
-                continue;
-            }
-#endif
-            levels[level]->linear_part(task, row, end_row, column, end);
+            const size_t rows = row + CAPPY_LINEAR_ROWS < task->rows ? CAPPY_LINEAR_ROWS : task->rows - row;
+            level->linear_part(task, row, rows, column, column + 96 < task->columns ? column + 96 : task->columns);
         }
 }
 
-static void test_linear(size_t rows, size_t inner, size_t columns, bool has_tiles)
+static void test_linear(size_t rows, size_t inner, size_t columns)
 {
     uint8_t *in = allocate(rows * inner, 1);
     int8_t *weight = allocate(inner * columns, 1);
@@ -252,18 +305,20 @@ static void test_linear(size_t rows, size_t inner, size_t columns, bool has_tile
                          .weight = weight,
                          .scales = scales,
                          .bias = bias};
-    const size_t ways = level_count + (has_tiles && inner % 64 == 0 && columns % 32 == 0);
-    float *numbers[4];
-    uint8_t *codes[4];
-    for (size_t way = 0; way < ways; way++) {
-        task.numbers = numbers[way] = allocate(rows * columns, sizeof(float));
-        multiply_all(&task, way);
-        task.codes_out = codes[way] = allocate(rows * columns, 1);
+    float *numbers[4] = {NULL};
+    uint8_t *codes[4] = {NULL};
+    for (size_t unit = 0; unit < unit_count; unit++) {
+        if (inner % units[unit]->step)
+            continue;
+        task.unit = units[unit];
+        task.numbers = numbers[unit] = allocate(rows * columns, sizeof(float));
+        multiply_all(&task, levels[unit]);
+        task.codes_out = codes[unit] = allocate(rows * columns, 1);
         task.quantisation = (cappy_quantisation){code_gain, 90};
-        multiply_all(&task, way);
+        multiply_all(&task, levels[unit]);
         task.codes_out = NULL;
-        REQUIRE(memcmp(numbers[way], numbers[0], rows * columns * sizeof(float)) == 0);
-        REQUIRE(memcmp(codes[way], codes[0], rows * columns) == 0);
+        REQUIRE(memcmp(numbers[unit], numbers[0], rows * columns * sizeof(float)) == 0);
+        REQUIRE(memcmp(codes[unit], codes[0], rows * columns) == 0);
     }
     for (size_t row = 0; row < rows; row++)
         for (size_t column = 0; column < columns; column++) {
@@ -276,9 +331,9 @@ static void test_linear(size_t rows, size_t inner, size_t columns, bool has_tile
             check_code(expected * 0.5 * erfc(-expected / sqrt(2)), code_gain[column], 90,
                        codes[0][row * columns + column]);
         }
-    for (size_t way = 0; way < ways; way++) {
-        free(numbers[way]);
-        free(codes[way]);
+    for (size_t unit = 0; unit < unit_count; unit++) {
+        free(numbers[unit]);
+        free(codes[unit]);
     }
     free(in);
     free(weight);
@@ -297,17 +352,21 @@ int main(void)
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
         levels[level_count++] = &cappy_level_avx512;
 #endif
+    for (; unit_count < level_count; unit_count++)
+        units[unit_count] = &levels[unit_count]->unit;
+#ifdef CAPPY_AMX
+    if (level_count == 3 && cappy_has_tiles()) {
+        levels[unit_count] = levels[level_count - 1];
+        units[unit_count++] = &cappy_unit_amx;
+    }
+#endif
     static const size_t SIZES[] = {4, 16, 20, 32, 48, 64};
     for (size_t round = 0; round < 60; round++)
         test_attention(1 + below(3), SIZES[below(6)], below(2), below(2));
     for (size_t round = 0; round < 20; round++)
         test_rows(below(40), 16 * (1 + below(30)), below(2));
-    bool has_tiles = false;
-#ifdef CAPPY_AMX
-    has_tiles = level_count == 3 && cappy_has_tiles();
-#endif
     for (size_t round = 0; round < 40; round++)
-        test_linear(below(70), below(2) ? 64 * (1 + below(8)) : 4 * (1 + below(40)), 16 * (1 + below(12)), has_tiles);
-    printf("%zu levels agree\n", level_count + has_tiles);
+        test_linear(below(70), below(2) ? 64 * (1 + below(8)) : 4 * (1 + below(40)), 16 * (1 + below(12)));
+    printf("%zu levels and units agree\n", unit_count);
     return 0;
 }
