@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 from cappy_lite.activations import ACTIVATIONS
@@ -144,13 +148,42 @@ def check_files(folder: Path, config: ModelConfig) -> None:
                     raise ModelError(
                         f"{path} is truncated or altered: {size} bytes, not {expected.size}: {_remedy(folder)}"
                     )
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = _sha256(file, size)
         except FileNotFoundError:
             raise ModelError(f"{path} is missing: {_remedy(folder)}") from None
         except OSError as error:
             raise ModelError(f"{path} can't be read: {error.strerror}") from error
         if digest != expected.sha256:
             raise ModelError(f"{path} is altered (its SHA-256 differs from config.json's): {_remedy(folder)}")
+
+
+@contextmanager
+def files_checked(folder: Path, config: ModelConfig) -> Iterator[None]:
+    """`check_files` while the block runs. Its error comes before one of the block, of which it may be the cause."""
+    errors: list[BaseException] = []
+
+    def check() -> None:
+        try:
+            check_files(folder, config)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=check)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        if errors:
+            raise errors[0] from None
+
+
+def _sha256(file: BufferedReader, size: int) -> str:
+    if size == 0:  # which can't be mapped
+        return hashlib.sha256().hexdigest()
+    # In one piece, for which the GIL is released once.
+    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content:
+        return hashlib.sha256(content).hexdigest()
 
 
 def _check_supported(path: Path, config: dict[str, Any]) -> None:

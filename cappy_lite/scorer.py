@@ -12,7 +12,7 @@ from cappy_lite.arguments import check_count, check_list, check_text, check_text
 from cappy_lite.engine import Cuts, Engine, FloatArray, KeptInstruction
 from cappy_lite.errors import InputValueError, TruncationWarning
 from cappy_lite.joint import JointEngine
-from cappy_lite.models import canonical, check_files, model_folder, read_config
+from cappy_lite.models import canonical, files_checked, model_folder, read_config
 from cappy_lite.selection import Ranked, rank
 from cappy_lite.session import available_cpus
 from cappy_lite.shared import SharedEngine
@@ -219,9 +219,9 @@ def _callers_stacklevel() -> int:
 def _open(model: str, threads: int | None) -> Engine:
     folder = model_folder(model)
     config = read_config(folder)
-    check_files(folder, config)
     kind = JointEngine if config.graph == "joint" else SharedEngine
-    return kind(folder, config, threads or available_cpus())
+    with files_checked(folder, config):
+        return kind(folder, config, threads or available_cpus())
 
 
 def _reopen(model: str, threads: int | None) -> Scorer:

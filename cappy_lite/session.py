@@ -47,7 +47,7 @@ class Session:
     """
 
     def __init__(self, graph: Path | bytes, threads: int) -> None:
-        self._session = open_session(graph, threads)
+        self._session = open_session(graph, threads, packed=True)
         layers, _, width = _check_signature(graph, self._session)[CONTEXT].shape
         self._no_context = np.empty((layers, 0, width), dtype=np.float32)
         self._kept = [f"layers.{number}.key_value" for number in range(layers)]
@@ -72,16 +72,24 @@ class Session:
         return cast("list[FloatArray]", self._session.run(names, inputs))
 
 
-def open_session(graph: Path | bytes, threads: int) -> InferenceSession:
+def open_session(graph: Path | bytes, threads: int, *, packed: bool = False) -> InferenceSession:
     """ONNX Runtime's session of a graph, in a file or serialised.
+
+    packed: whether it is one over packed rows, in which there is nothing to optimise: that takes as long as reading
+        it. Their length is bounded, and so is the memory that ONNX Runtime's arena keeps of the longest; malloc would
+        give that back to the system and ask for it again many times in a call. Of other graphs nothing is kept.
 
     Raises:
         ModelError: it is no ONNX graph that this ONNX Runtime runs.
     """
     onnxruntime = import_onnxruntime()
     source = graph if isinstance(graph, bytes) else str(graph)
+    options = session_options(threads)
+    options.enable_cpu_mem_arena = packed
+    if packed:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(source, session_options(threads), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no base of their own
         raise ModelError(
             f"{_named(graph)} can't be opened by ONNX Runtime {onnxruntime.__version__}: {error}"
@@ -91,7 +99,7 @@ def open_session(graph: Path | bytes, threads: int) -> InferenceSession:
 
 
 def session_options(threads: int) -> SessionOptions:
-    """How a graph is run: on `threads` threads, without a trace between two calls."""
+    """How a graph is run: on `threads` threads, which rest between two calls."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -100,8 +108,7 @@ def session_options(threads: int) -> SessionOptions:
     # Threads wait for each other awake, which takes a tenth off a call's time, but sleep between two calls.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # The arena keeps the memory of the largest row for good, and rows differ in length, so no pattern repeats.
-    options.enable_cpu_mem_arena = False
+    # Rows differ in length, so no pattern repeats.
     options.enable_mem_pattern = False
     options.log_severity_level = _LOG_FATAL
     options.register_custom_ops_library(_operators.__file__)

@@ -438,9 +438,9 @@ def test_a_model_is_opened_once_for_all_threads(tmp_path: Path, monkeypatch: pyt
     folder, opened = write_tiny_model(tmp_path / "tiny"), []
     open_session = session_module.open_session
 
-    def watched(graph: Path, threads: int) -> InferenceSession:
+    def watched(graph: Path, threads: int, *, packed: bool) -> InferenceSession:
         opened.append(graph)
-        return open_session(graph, threads)
+        return open_session(graph, threads, packed=packed)
 
     monkeypatch.setattr(session_module, "open_session", watched)
     monkeypatch.chdir(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from benchmarks import markdown, scorer_soak
 from benchmarks.corpus import Corpus, synthetic_corpus
 from benchmarks.scorer import __main__ as command
 from benchmarks.scorer import floor, processes, report, rivals, side_by_side, throughput
-from benchmarks.scorer.rivals import FLOAT32, INT8, JOINT, RIVALS, Rival, Score, open_cappy, why_not
+from benchmarks.scorer.rivals import FLOAT32, GRAPH, INT8, JOINT, RIVALS, STANDARD, Rival, Score, open_cappy, why_not
 from benchmarks.scorer.sizes import (
     Question,
     Size,
@@ -210,6 +211,15 @@ def test_the_twin_says_the_same_of_a_padded_batch_and_of_one_pair(
     pair = tokenizer.encode(instruction, candidates[0])
     (logits,) = joint.run(None, {"input_ids": np.array([pair.ids]), "token_type_ids": np.array([pair.type_ids])})
     assert rivals.sigmoid(logits) == pytest.approx(expected[:1], abs=tolerance)
+
+
+def test_the_twin_of_standard_operators_says_the_same(twins: dict[str, Path], question: Question) -> None:
+    folder = twins[INT8] / (INT8 + STANDARD)
+    graph = onnx.load(folder / GRAPH)
+    assert "QGemm" not in {node.op_type for node in graph.graph.node}
+    shutil.copyfile(twins[INT8] / INT8 / "tokenizer.json", folder / "tokenizer.json")
+    expected = PairReader(twins[INT8] / INT8, 1).score(*question)
+    np.testing.assert_allclose(PairReader(folder, 1).score(*question), expected, atol=1e-3)
 
 
 def session_of(folder: Path) -> onnxruntime.InferenceSession:
@@ -414,7 +424,7 @@ def test_the_command_measures_writes_and_shows_again(
 
     assert os.environ["RAYON_NUM_THREADS"] == "1"
     assert (measured["model"], measured["data"], measured["threads"]) == ("tiny", "synthetic", 1)
-    assert measured["left_out"] == {"absent": "no_such_package is not installed"}
+    assert measured["left_out"] == {"absent, int8": "no_such_package is not installed"}
     assert [(size["instruction"], len(size["candidates"])) for size in measured["sizes"]] == [(20, 3), (12, 5)]
     assert all(set(size["floors"]) == set(floor.KINDS) for size in measured["sizes"])
     assert [[rival["name"] for rival in size["rivals"]] for size in measured["sizes"]] == [["by the book"]] * 2
@@ -425,7 +435,7 @@ def test_the_command_measures_writes_and_shows_again(
 
     assert docs.read_text() == f"# Before\n{report.START}\n\n{printed}\n{markdown.END}\nafter\n"
     assert "| **cappy-lite** | its own |" in printed
-    assert "Left out: absent (no_such_package is not installed)." in printed
+    assert "Left out: absent, int8 (no_such_package is not installed)." in printed
     first_plot = drawn.read_bytes()
     assert first_plot.startswith(b"<?xml")
     command.main(["--load", str(written), "--plot", str(drawn)])

@@ -50,7 +50,7 @@ def test_the_folder_is_complete() -> None:
     check_files(folder, config)
     assert (config.name, config.max_tokens, config.licence) == ("cappy-mini", 512, "Apache-2.0")
     assert {path.name for path in folder.iterdir()} == {"config.json", *config.files}
-    assert set(config.files) == {"model.onnx", "tokenizer.json", "README.md"}
+    assert set(config.files) == {"model.onnx", "model.onnx.data", "tokenizer.json", "README.md"}
     assert sum(file.size for file in config.files.values()) < 35e6
 
 

@@ -77,10 +77,9 @@ def measure(model: Path, corpus: Corpus, threads: int, seconds: float) -> Report
     with tempfile.TemporaryDirectory() as name:
         twins = Path(name)
         network = Network.of(write_twins(model, twins))
-        left_out = {
-            rival.name: why for rival in tqdm(RIVALS, desc="opening") if (why := why_not(rival, twins, threads))
-        }
-        rivals = [rival for rival in RIVALS if rival.name not in left_out]
+        reasons = {rival: why_not(rival, twins, threads) for rival in tqdm(RIVALS, desc="opening")}
+        left_out = {f"{rival.name}, {rival.twin}": why for rival, why in reasons.items() if why}
+        rivals = [rival for rival, why in reasons.items() if not why]
         questions = [draw(corpus, tokenizer, size) for size in SIZES]
         right = {twin: right_scores(PairReader(twins / twin, threads), questions) for twin in (INT8, FLOAT32)}
         ours = open_cappy(model, threads)

@@ -27,6 +27,8 @@ Score = Callable[[str, list[str]], FloatArray]
 GRAPH = "model.onnx"
 # At the end of a folder's name: the same as a model folder of cappy-lite. Others take a folder with two graphs amiss.
 JOINT = "-joint"
+# The same for a graph alone, of ONNX's own operators, for packages that don't know ONNX Runtime's for 8 bits.
+STANDARD = "-standard"
 INT8, FLOAT32 = "int8", "float32"
 
 # Nothing here may touch the network, and nobody wants to measure a telemetry thread.
@@ -149,9 +151,10 @@ def _onnx_options(threads: int | None) -> dict[str, object]:
 def _openvino_options(threads: int | None, folder: Path) -> dict[str, object]:
     import openvino
 
-    model = folder / "openvino_model.xml"
+    model, standard = folder / "openvino_model.xml", folder.with_name(folder.name + STANDARD) / GRAPH
     if not model.exists():
-        openvino.save_model(openvino.Core().read_model(str(folder / GRAPH)), model, compress_to_fp16=False)
+        graph = standard if standard.exists() else folder / GRAPH
+        openvino.save_model(openvino.Core().read_model(str(graph)), model, compress_to_fp16=False)
     return {"file_name": model.name, "ov_config": {} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)}}
 
 

@@ -14,8 +14,8 @@ from benchmarks.scorer.rivals import FLOAT32, INT8, FloatArray, Rival, Score
 from benchmarks.scorer.sizes import Question, Size
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 101
-# Between calls: threads of the last contestant's pool may spin for a while.
-PAUSE = 0.02
+# Between calls: threads of the last contestant's pool spin for a while, by default those of ONNX Runtime for 30 ms.
+PAUSE = 0.05
 
 # What neighbours may move our scores by.
 STEADY = 1e-6

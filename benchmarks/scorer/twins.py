@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from benchmarks.scorer.rivals import FLOAT32, GRAPH, INT8, JOINT, FloatArray, sigmoid
+from benchmarks.scorer.rivals import FLOAT32, GRAPH, INT8, JOINT, STANDARD, FloatArray, sigmoid
 from benchmarks.scorer.sizes import open_tokenizer
 from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE, ModelConfig, read_config
 from cappy_lite.session import OUTPUT, import_onnxruntime, session_options
@@ -63,6 +63,10 @@ def write_twins(model: Path, out: Path) -> GraphWeights:
         _write_json(folder / "tokenizer_config.json", tokenizer_config(config.max_tokens))
         _write_json(folder / "special_tokens_map.json", SPECIAL_TOKENS)
         write_joint(folder.with_name(precision + JOINT), without_padding(pairs), folder / TOKENIZER_FILE, config)
+        if precision == INT8:
+            standard = folder.with_name(precision + STANDARD)
+            standard.mkdir()
+            onnx.save(of_standard_operators(pairs), standard / GRAPH)
     save_file(bert_weights(weights), out / FLOAT32 / "model.safetensors", metadata={"format": "pt"})
     return weights
 
@@ -112,6 +116,32 @@ def without_padding(twin: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(kept)
     graph.initializer.extend(constants)
     _set_logits_shape(graph, [-1], ["pairs"])
+    return model
+
+
+def of_standard_operators(twin: onnx.ModelProto) -> onnx.ModelProto:
+    """The twin with its 8-bit products as ONNX writes them: both sides made numbers again, and a Gemm of float32."""
+    model = onnx.ModelProto()
+    model.CopyFrom(twin)
+    graph = model.graph
+    arrays = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "QGemm":
+            nodes.append(node)
+            continue
+        codes, scale, zero_point, weight, weight_scales, weight_zero_points, bias = node.input
+        exact = f"{bias}.numbers"
+        numbers = (arrays[bias] * (arrays[scale] * arrays[weight_scales])).astype(np.float32)
+        graph.initializer.append(numpy_helper.from_array(numbers, exact))
+        sides = [f"{node.name}.{side}" for side in ("left", "right")]
+        nodes += [
+            helper.make_node("DequantizeLinear", [codes, scale, zero_point], sides[:1]),
+            helper.make_node("DequantizeLinear", [weight, weight_scales, weight_zero_points], sides[1:], axis=1),
+            helper.make_node("Gemm", [*sides, exact], node.output, node.name),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
     return model
 
 

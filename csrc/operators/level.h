@@ -14,6 +14,7 @@
 typedef struct {
     cappy_attend *attend, *attend_in_bytes;
     cappy_norm_rows *norm_rows;
+    cappy_embed_rows *embed_rows;
     cappy_linear_part *linear_part;
     cappy_unit unit;
 } cappy_level;

@@ -24,12 +24,15 @@
 
 #include "norm.inc"
 
+#include "embedding.inc"
+
 #include "linear.inc"
 
 const cappy_level cappy_level_avx2 = {
     cappy_attend_avx2,
     cappy_attend_in_bytes_avx2,
     cappy_norm_rows_avx2,
+    cappy_embed_rows_avx2,
     cappy_linear_part_avx2,
     {.multiply = cappy_multiply_avx2, .step = 4},
 };

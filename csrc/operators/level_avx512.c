@@ -24,12 +24,15 @@
 
 #include "norm.inc"
 
+#include "embedding.inc"
+
 #include "linear.inc"
 
 const cappy_level cappy_level_avx512 = {
     cappy_attend_avx512,
     cappy_attend_in_bytes_avx512,
     cappy_norm_rows_avx512,
+    cappy_embed_rows_avx512,
     cappy_linear_part_avx512,
     {.multiply = cappy_multiply_avx512, .step = 4},
 };

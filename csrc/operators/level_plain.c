@@ -22,12 +22,15 @@
 
 #include "norm.inc"
 
+#include "embedding.inc"
+
 #include "linear.inc"
 
 const cappy_level cappy_level_plain = {
     cappy_attend_plain,
     cappy_attend_in_bytes_plain,
     cappy_norm_rows_plain,
+    cappy_embed_rows_plain,
     cappy_linear_part_plain,
     {.multiply = cappy_multiply_plain, .step = 4},
 };

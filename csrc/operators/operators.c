@@ -252,6 +252,63 @@ static ort_status *norm_to_bytes(void *data, ort_context *context)
     return cappy_share(of->api, context, norm_part, parts_of(rows), &all);
 }
 
+typedef struct {
+    cappy_embedding task;
+    cappy_embed_rows *run;
+    size_t rows;
+} embedding;
+
+static void embed_part(void *data, size_t part)
+{
+    const embedding *all = data;
+    all->run(&all->task, part * ROWS_A_PART, part_end(part, all->rows));
+}
+
+static bool all_below(const int64_t *ids, size_t count, int64_t limit)
+{
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= limit)
+            return false;
+    return true;
+}
+
+enum { IDS, TABLES = CAPPY_TABLES, SUM_GAIN = 3 * CAPPY_TABLES, SUM_BIAS, SUM_CODE_GAIN, SUM_ZERO_POINT, SUM_INPUTS };
+
+/* Ids of all tables, then each table and its scales. */
+static ort_status *embed_to_bytes(void *data, ort_context *context)
+{
+    const kernel *of = data;
+    tensor in[SUM_INPUTS];
+    void *numbers, *codes;
+    TRY(take_all(of, context, in, SUM_INPUTS));
+    REQUIRE(of, in[IDS].rank == 1 && in[TABLES].rank == 2);
+    const size_t rows = (size_t)in[IDS].shape[0], hidden = (size_t)in[TABLES].shape[1];
+    REQUIRE(of, hidden % 16 == 0);
+    REQUIRE(of, is_vector(&in[SUM_GAIN], hidden) && is_vector(&in[SUM_BIAS], hidden));
+    embedding all = {.run = of->level->embed_rows, .rows = rows};
+    for (size_t t = 0; t < CAPPY_TABLES; t++) {
+        const tensor *ids = &in[IDS + t], *table = &in[TABLES + 2 * t], *scales = table + 1;
+        REQUIRE(of, is_vector(ids, rows) && is_matrix(table, hidden));
+        REQUIRE(of, is_matrix(scales, 1) && scales->shape[0] == table->shape[0]);
+        REQUIRE(of, all_below(ids->data, rows, table->shape[0]));
+        all.task.tables[t] = (cappy_table){table->data, scales->data, ids->data};
+    }
+    const tensor shape = {.rank = 2, .shape = {(int64_t)rows, (int64_t)hidden}};
+    TRY(make(of, context, 0, &shape, &numbers));
+    TRY(make(of, context, 1, &shape, &codes));
+    all.task.norm = (cappy_norm){
+        .states = numbers,
+        .gain = in[SUM_GAIN].data,
+        .bias = in[SUM_BIAS].data,
+        .hidden = hidden,
+        .epsilon = of->epsilon,
+        .numbers = numbers,
+        .codes = codes,
+    };
+    TRY(take_quantisation(of, &in[SUM_CODE_GAIN], &in[SUM_ZERO_POINT], hidden, &all.task.norm.quantisation));
+    return cappy_share(of->api, context, embed_part, parts_of(rows), &all);
+}
+
 /* ---- Linear layers ---- */
 
 /* What one part computes: few rows of many columns, so that the rows stay near while the weights come by. */
@@ -316,7 +373,7 @@ static ort_status *linear_gelu_to_bytes(void *of, ort_context *context) { return
 
 /* ---- What ONNX Runtime asks about them ---- */
 
-#define MOST_INPUTS 7
+#define MOST_INPUTS 13
 #define MOST_OUTPUTS 2
 
 typedef struct {
@@ -386,6 +443,13 @@ static const operator OPERATORS[] = {
      {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_UINT8},
      {ORT_FLOAT, ORT_UINT8},
      6,
+     2},
+    {BASE(embed_to_bytes),
+     "EmbedToBytes",
+     {ORT_INT64, ORT_INT64, ORT_INT64, ORT_INT8, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT,
+      ORT_FLOAT, ORT_FLOAT, ORT_UINT8},
+     {ORT_FLOAT, ORT_UINT8},
+     SUM_INPUTS,
      2},
     {BASE(linear), "Linear", {LINEAR_TYPES}, {ORT_FLOAT}, 4, 1},
     {BASE(linear_gelu_to_bytes), "LinearGeluToBytes", {LINEAR_TYPES, ORT_FLOAT, ORT_UINT8}, {ORT_UINT8}, 6, 1},

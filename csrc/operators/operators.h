@@ -106,7 +106,7 @@ static inline size_t cappy_attention_in_bytes_scratch(const cappy_attention *tas
 #define CAPPY_MOST_SEEN 32767
 
 typedef struct {
-    const float *states, *added; /* (rows, hidden); `added` may be NULL */
+    const float *states, *added; /* (rows, hidden); `added` may be NULL, and `states` be `numbers` */
     const float *gain, *bias;    /* (hidden,) */
     size_t hidden;
     float epsilon;
@@ -134,5 +134,21 @@ typedef struct {
 typedef void cappy_linear_part(const cappy_linear *task, size_t row, size_t rows, size_t column, size_t end_column);
 
 typedef void cappy_norm_rows(const cappy_norm *task, size_t first, size_t end);
+
+/* Embeddings in 8 bits, with a scale a row, and the row that each token has. */
+typedef struct {
+    const int8_t *codes;
+    const float *scales;
+    const int64_t *ids;
+} cappy_table;
+
+#define CAPPY_TABLES 3 /* of words, positions and token types */
+
+typedef struct {
+    cappy_table tables[CAPPY_TABLES];
+    cappy_norm norm; /* of their sums, whose place is its `numbers` */
+} cappy_embedding;
+
+typedef void cappy_embed_rows(const cappy_embedding *task, size_t first, size_t end);
 
 #endif

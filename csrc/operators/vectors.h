@@ -18,6 +18,7 @@
 typedef float LEVEL(part) __attribute__((vector_size(4 * PART)));
 typedef int32_t LEVEL(int_part) __attribute__((vector_size(4 * PART)));
 typedef uint8_t LEVEL(byte_part) __attribute__((vector_size(PART)));
+typedef int8_t LEVEL(signed_byte_part) __attribute__((vector_size(PART)));
 typedef struct {
     LEVEL(part) parts[PARTS];
 } LEVEL(floats);
@@ -96,6 +97,17 @@ INLINE ints subtract_ints(ints a, ints b)
 {
     EACH(a, a.parts[i] - b.parts[i])
     return a;
+}
+
+INLINE floats load_signed_bytes(const int8_t *from)
+{
+    floats value;
+    for (int i = 0; i < PARTS; i++) {
+        LEVEL(signed_byte_part) bytes;
+        memcpy(&bytes, from + i * PART, sizeof bytes);
+        value.parts[i] = __builtin_convertvector(bytes, part);
+    }
+    return value;
 }
 
 INLINE floats from_ints(ints whole)

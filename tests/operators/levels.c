@@ -273,6 +273,58 @@ static void test_rows(size_t rows, size_t width, bool sum_of_two)
     free(code_gain);
 }
 
+static void test_embeddings(size_t rows, size_t width)
+{
+    float *gain = random_numbers(width, 2), *bias = random_numbers(width, 1), *code_gain = random_numbers(width, 40);
+    cappy_embedding task = {.norm = {.gain = gain, .bias = bias, .hidden = width, .epsilon = 1e-5f}};
+    int8_t *tables[CAPPY_TABLES];
+    float *scales[CAPPY_TABLES], *sums = allocate(rows * width, sizeof(float));
+    int64_t *ids[CAPPY_TABLES];
+    for (size_t t = 0; t < CAPPY_TABLES; t++) {
+        const uint32_t entries = 1 + below(9);
+        tables[t] = allocate(entries * width, 1);
+        for (size_t i = 0; i < entries * width; i++)
+            tables[t][i] = (int8_t)((int)below(255) - 127);
+        scales[t] = random_numbers(entries, 0.05f);
+        ids[t] = allocate(rows, sizeof(int64_t));
+        for (size_t row = 0; row < rows; row++) {
+            ids[t][row] = below(entries);
+            for (size_t i = 0; i < width; i++)
+                sums[row * width + i] += (float)tables[t][(size_t)ids[t][row] * width + i] * scales[t][ids[t][row]];
+        }
+        task.tables[t] = (cappy_table){tables[t], scales[t], ids[t]};
+    }
+    /* The same as normalising their sums. */
+    const cappy_quantisation how = {code_gain, 100};
+    float *expected = allocate(rows * width, sizeof(float)), *numbers = allocate(rows * width, sizeof(float));
+    uint8_t *expected_codes = allocate(rows * width, 1), *codes = allocate(rows * width, 1);
+    const cappy_norm norm = {sums, NULL, gain, bias, width, 1e-5f, expected, expected_codes, how};
+    levels[0]->norm_rows(&norm, 0, rows);
+    task.norm.states = task.norm.numbers = numbers;
+    task.norm.codes = codes;
+    task.norm.quantisation = how;
+    for (size_t level = 0; level < level_count; level++) {
+        memset(codes, 0, rows * width);
+        levels[level]->embed_rows(&task, 0, rows / 2);
+        levels[level]->embed_rows(&task, rows / 2, rows);
+        REQUIRE(memcmp(numbers, expected, rows * width * sizeof(float)) == 0);
+        REQUIRE(memcmp(codes, expected_codes, rows * width) == 0);
+    }
+    for (size_t t = 0; t < CAPPY_TABLES; t++) {
+        free(tables[t]);
+        free(scales[t]);
+        free(ids[t]);
+    }
+    free(sums);
+    free(expected);
+    free(numbers);
+    free(expected_codes);
+    free(codes);
+    free(gain);
+    free(bias);
+    free(code_gain);
+}
+
 /* ---- Linear layers ---- */
 
 static void multiply_all(const cappy_linear *task, const cappy_level *level)
@@ -365,6 +417,8 @@ int main(void)
         test_attention(1 + below(3), SIZES[below(6)], below(2), below(2));
     for (size_t round = 0; round < 20; round++)
         test_rows(below(40), 16 * (1 + below(30)), below(2));
+    for (size_t round = 0; round < 20; round++)
+        test_embeddings(below(40), 16 * (1 + below(30)));
     for (size_t round = 0; round < 40; round++)
         test_linear(below(70), below(2) ? 64 * (1 + below(8)) : 4 * (1 + below(40)), 16 * (1 + below(12)));
     printf("%zu levels and units agree\n", unit_count);

@@ -25,11 +25,12 @@ from cappy_train.batches import Packer, network_scores
 from cappy_train.card import model_card
 from cappy_train.evaluate import Question, dev_questions
 from cappy_train.graph import graph_weights, packed_graph
+from cappy_train.graph_builder import save_graph
 from cappy_train.pretrain import LOG, trained_network
 from cappy_train.quantise import observe, quantise
 
 FLOAT_GRAPH_FILE = "model.fp32.onnx"
-# Where a graph's weights are that don't lie in the graph's own file, which could hold no more than 2 GB.
+# Where a graph's weights are that don't lie in the graph's own file.
 WEIGHTS_FILE = "model.onnx.data"
 CARD_FILE = "README.md"
 CONFIG_FILE = "config.json"
@@ -97,7 +98,7 @@ def export(run: Path, data: Path, out: Path, *, name: str, base_model: str, lice
         graph = packed_graph(weights)
         onnx.save(graph, folder / FLOAT_GRAPH_FILE)
         rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
-        onnx.save(packed_graph(quantise(weights, observe(graph, rows))), folder / GRAPH_FILE)
+        save_graph(packed_graph(quantise(weights, observe(graph, rows))), folder / GRAPH_FILE)
 
         float_scores = graph_scores(folder / FLOAT_GRAPH_FILE, packer, checked, max_tokens)
         quantised_scores = graph_scores(folder / GRAPH_FILE, packer, checked, max_tokens)

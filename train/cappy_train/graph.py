@@ -230,9 +230,7 @@ class _Builder(GraphBuilder):
 
     def build(self) -> None:
         self.begin()
-        tables = [self.embedding(kind) for kind in EMBEDDING_INPUTS]
-        placed = self.node("Add", tables[:2], "placed_embeddings")
-        states = self.add_norm(placed, tables[2], "embedding_norm", reader="layers.0.key_value")
+        states = self.embedded()
         for number in range(self.weights.layers):
             states = self.layer(number, states)
         dense = self.node("Tanh", [self.linear("head_dense", states)], "head")
@@ -261,6 +259,24 @@ class _Builder(GraphBuilder):
     def picked(self, states: _States) -> _States:
         return _States(self.node("Gather", [states.numbers, "score_positions"], "states_to_score", axis=0))
 
+    def embedded(self) -> _States:
+        """The sum of the embeddings, normalised."""
+        name, reader = "embedding_norm", "layers.0.key_value"
+        tables = {kind: each for kind, each in self.weights.embeddings.items() if isinstance(each, QuantisedTable)}
+        if len(tables) < len(EMBEDDING_INPUTS) or isinstance(self.weights.linears[reader], Linear):
+            return self.sum_of_embeddings(name, reader)
+        inputs = list(EMBEDDING_INPUTS.values())
+        for kind in EMBEDDING_INPUTS:
+            inputs.append(self.constant(f"{kind}.table", tables[kind].table))
+            inputs.append(self.constant(f"{kind}.scales", tables[kind].scales))
+        inputs += [*self.norm_constants(name), *self.code_constants(reader)]
+        names, epsilon = (name, f"{name}.codes"), self.weights.layer_norm_eps
+        return _States(self.node("EmbedToBytes", inputs, *names, domain=OWN_DOMAIN, epsilon=epsilon), names[1])
+
+    def sum_of_embeddings(self, name: str, reader: str) -> _States:
+        tables = [self.embedding(kind) for kind in EMBEDDING_INPUTS]
+        return self.add_norm(self.node("Add", tables[:2], "placed_embeddings"), tables[2], name, reader=reader)
+
     def embedding(self, kind: str) -> str:
         table, ids = self.weights.embeddings[kind], EMBEDDING_INPUTS[kind]
         if isinstance(table, np.ndarray):
@@ -288,6 +304,10 @@ class _Builder(GraphBuilder):
             self.constant(f"{name}.bias", np.rint(linear.bias / scales).astype(np.int32) - surplus),
         ]
 
+    def norm_constants(self, name: str) -> list[str]:
+        norm = self.weights.norms[name]
+        return [self.constant(f"{name}.gain", norm.gain), self.constant(f"{name}.bias", norm.bias)]
+
     def code_constants(self, reader: str) -> list[str]:
         """How the linear layer `reader` has its input in 8 bits: gain and zero point; nothing if it reads numbers."""
         linear = self.weights.linears[reader]
@@ -306,8 +326,7 @@ class _Builder(GraphBuilder):
         return _States(states, self.node("QuantizeLinear", [scaled, one, constants[1]], f"{reader}.input"))
 
     def add_norm(self, states: str, added: str, name: str, *, reader: str) -> _States:
-        norm, constants = self.weights.norms[name], self.code_constants(reader)
-        inputs = [self.constant(f"{name}.gain", norm.gain), self.constant(f"{name}.bias", norm.bias)]
+        inputs, constants = self.norm_constants(name), self.code_constants(reader)
         epsilon = self.weights.layer_norm_eps
         if not constants:
             total = self.node("Add", [states, added], f"{name}.sum")
@@ -372,9 +391,11 @@ class _JointBuilder(_Builder):
         shown, hidden = self.constant("shown", np.float32(0)), self.constant("hidden", np.float32(-np.inf))
         self.node("Where", [visible, shown, hidden], name)
 
+    def embedded(self) -> _States:
+        return self.sum_of_embeddings("embedding_norm", "layers.0.key_value")
+
     def add_norm(self, states: str, added: str, name: str, *, reader: str) -> _States:
-        norm = self.weights.norms[name]
-        inputs = [self.constant(f"{name}.gain", norm.gain), self.constant(f"{name}.bias", norm.bias)]
+        inputs = self.norm_constants(name)
         total = self.node("Add", [states, added], f"{name}.sum")
         output = self.node("LayerNormalization", [total, *inputs], name, epsilon=self.weights.layer_norm_eps)
         if name == "embedding_norm":

@@ -9,7 +9,6 @@ network's own sort.
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from cappy_train.graph_builder import RUNTIME_DOMAIN, GraphBuilder
+from cappy_train.graph_builder import RUNTIME_DOMAIN, GraphBuilder, save_graph
 from cappy_train.quantise import WEIGHT_LIMIT
 
 FloatArray = npt.NDArray[np.float32]
@@ -54,10 +53,7 @@ def quantise_graph(path: Path) -> None:
         graph.nodes, model.graph.name, model.graph.input, model.graph.output, [*kept, *graph.initializers]
     )
     model.graph.CopyFrom(quantised)
-    weights = path.with_name(f"{path.name}.data")
-    weights.unlink()  # or the new weights would be added to the old
-    onnx.save(model, path, save_as_external_data=True, location=weights.name)
-    shutil.copymode(path, weights)  # onnx lets nobody else read it
+    save_graph(model, path)
 
 
 class _QuantisedGraph(GraphBuilder):
