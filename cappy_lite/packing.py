@@ -27,6 +27,9 @@ INSTRUCTION_STEP = 64
 # Tokens that fill a row: enough for the products of matrices to run at full speed, few enough for what is between them
 # to stay near the processor.
 ROW_TOKENS = 512
+# Up to so many, an instruction and its candidates are one row all the same: to take keys and values out of a row and
+# into others would cost a tenth of the time.
+LONGEST_ROW_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +84,13 @@ class Group:
         """Tokens of a row that holds all of it."""
         return len(self.head) + sum(map(len, self.candidates))
 
-    def parts(self, first_tokens: int, other_tokens: int) -> Iterator[Group]:
-        """Groups of a row's candidates each: `first_tokens` at most for the first, `other_tokens` for the others.
-
-        A candidate that has more alone is a part of its own.
-        """
-        start, length, limit = 0, 0, first_tokens
+    def parts(self, tokens: int) -> Iterator[Group]:
+        """Groups of candidates with so many tokens at most; a candidate that has more alone is a part of its own."""
+        start, length = 0, 0
         for index, ids in enumerate(self.candidates):
-            if index > start and length + len(ids) > limit:
+            if index > start and length + len(ids) > tokens:
                 yield Group(self.head, self.candidates[start:index], self.indices[start:index])
-                start, length, limit = index, 0, other_tokens
+                start, length = index, 0
             length += len(ids)
         yield Group(self.head, self.candidates[start:], self.indices[start:])
 
@@ -156,8 +156,7 @@ def pack(
     and rows are made one at a time. The other arguments are those of `groups_of`.
     """
     for group in groups_of(instruction, candidates, cls_id=cls_id, sep_id=sep_id, max_tokens=max_tokens):
-        room = row_tokens - len(group.head)
-        for part in group.parts(room, room):
+        for part in group.parts(row_tokens - len(group.head)):
             yield row_of([part])
 
 
@@ -169,6 +168,20 @@ def row_of(groups: Sequence[Group]) -> PackedRow:
     is_candidate = np.ones(len(segments), dtype=bool)
     is_candidate[np.flatnonzero(np.diff(of_group, prepend=-1))] = False
     return _row(groups, segments, is_candidate, np.array(heads)[of_group], in_row=of_group)
+
+
+def row_alone(head: Sequence[int]) -> PackedRow:
+    """An instruction without candidates. It is scored as if it were one, since graphs can't do without."""
+    length = len(head)
+    return PackedRow(
+        input_ids=np.array(head, dtype=np.int64),
+        position_ids=np.arange(length),
+        token_type_ids=np.zeros(length, dtype=np.int64),
+        segments=np.array([[0, length, 0, 0]]),
+        score_spans=np.array([[0, 1]]),
+        score_positions=np.array([length - 1]),
+        candidate_indices=np.array([0]),
+    )
 
 
 def row_beside(group: Group) -> PackedRow:

@@ -60,10 +60,9 @@ class Session:
         (logits,) = self.tensors([OUTPUT], row, context)
         return logits
 
-    def run_and_keep(self, row: PackedRow, tokens: int) -> tuple[FloatArray, FloatArray]:
-        """`run`, and the context that the row's first `tokens` tokens are for other rows."""
-        logits, *states = self.tensors([OUTPUT, *self._kept], row)
-        return logits, np.stack([layer[:tokens] for layer in states])
+    def keep(self, row: PackedRow) -> FloatArray:
+        """The context that the row's tokens are for other rows: their keys and values, (layers, L, 2 * hidden)."""
+        return np.stack(self.tensors(self._kept, row))
 
     def tensors(self, names: list[str], row: PackedRow, context: FloatArray | None = None) -> list[FloatArray]:
         """The graph's outputs of these names."""

@@ -1,8 +1,8 @@
 """Scores by a graph that reads an instruction once for all its candidates.
 
-Candidates of one instruction that don't fit into a row go into several. The first has the instruction in it; the
-others are read beside its keys and values, which that row gave. A row may also hold several short instructions, each
-with its own candidates. A score is the same to the last bit whichever way it came about.
+Candidates of one instruction that don't fit into a row go into several, beside the instruction's keys and values, which
+a row of its own gave. A row may also hold several short instructions, each with its own candidates. A score is the same
+to the last bit whichever way it came about.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ import numpy as np
 from cappy_lite.activations import ACTIVATIONS
 from cappy_lite.engine import CHUNK_CANDIDATES, Cuts, Distinct, FloatArray, KeptInstruction
 from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, ModelConfig
-from cappy_lite.packing import ROW_TOKENS, Group, cut_lengths, groups_of, row_beside, row_of
+from cappy_lite.packing import (
+    LONGEST_ROW_TOKENS,
+    ROW_TOKENS,
+    Group,
+    cut_lengths,
+    groups_of,
+    row_alone,
+    row_beside,
+    row_of,
+)
 from cappy_lite.session import Session
 from cappy_lite.tokens import TextEncoder
 
@@ -67,7 +76,7 @@ class SharedEngine:
             logits = np.empty(len(texts.distinct), dtype=np.float32)
             waiting.finish(number, texts, logits)
             for group in self._groups(kept.token_ids, texts, 0):
-                if group.tokens > ROW_TOKENS:
+                if group.tokens > LONGEST_ROW_TOKENS:
                     self._score_beside(kept, group, logits)
                     continue
                 if waiting.tokens + group.tokens > ROW_TOKENS:
@@ -97,17 +106,13 @@ class SharedEngine:
         return [Group(group.head, group.candidates, [start + index for index in group.indices]) for group in groups]
 
     def _score_beside(self, instruction: KeptInstruction, group: Group, logits: FloatArray) -> None:
-        """Scores a group in rows of its own: the first with the instruction, unless that is known already."""
+        """Scores a group in rows of its own, beside the instruction's keys and values."""
         length = len(group.head)
-        known = length in instruction.contexts
-        for part in group.parts(ROW_TOKENS if known else ROW_TOKENS - length, ROW_TOKENS):
-            if length in instruction.contexts:
-                row = row_beside(part)
-                logits[row.candidate_indices] = self._session.run(row, instruction.contexts[length])
-            else:
-                row = row_of([part])
-                logits[row.candidate_indices], states = self._session.run_and_keep(row, length)
-                instruction.contexts[length] = states
+        if length not in instruction.contexts:
+            instruction.contexts[length] = self._session.keep(row_alone(group.head))
+        for part in group.parts(ROW_TOKENS):
+            row = row_beside(part)
+            logits[row.candidate_indices] = self._session.run(row, instruction.contexts[length])
 
     def _score_waiting(self, waiting: _Waiting) -> None:
         """Scores the waiting groups in one row."""

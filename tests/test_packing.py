@@ -21,6 +21,7 @@ from cappy_lite.packing import (
     cut_middle,
     groups_of,
     pack,
+    row_alone,
     row_beside,
     row_of,
 )
@@ -95,10 +96,18 @@ def test_candidates_beside_their_instruction() -> None:
     assert row.candidate_indices.tolist() == [0, 1]
 
 
+def test_a_row_of_an_instruction_alone() -> None:
+    row = row_alone([1, 5, 6, 2])
+    assert (row.input_ids.tolist(), row.position_ids.tolist()) == ([1, 5, 6, 2], [0, 1, 2, 3])
+    assert row.token_type_ids.tolist() == [0, 0, 0, 0]
+    assert row.segments.tolist() == [[0, 4, 0, 0]]
+    assert (row.score_spans.tolist(), row.score_positions.tolist()) == ([[0, 1]], [3])
+
+
 def test_a_groups_parts_fill_rows_in_order() -> None:
     [group] = groups([7], [[20] * length for length in (3, 3, 9, 1, 1)])
-    assert [list(part.indices) for part in group.parts(8, 10)] == [[0, 1], [2], [3, 4]]
-    assert [list(part.indices) for part in group.parts(1, 1)] == [[0], [1], [2], [3], [4]]
+    assert [list(part.indices) for part in group.parts(8)] == [[0, 1], [2], [3, 4]]
+    assert [list(part.indices) for part in group.parts(1)] == [[0], [1], [2], [3], [4]]
     assert group.tokens == 3 + 4 + 4 + 10 + 2 + 2
 
 
