@@ -86,13 +86,19 @@ class Group:
 
         A candidate that has more alone is a part of its own.
         """
-        start, length, limit = 0, 0, first_tokens
-        for index, ids in enumerate(self.candidates):
-            if index > start and length + len(ids) > limit:
-                yield Group(self.head, self.candidates[start:index], self.indices[start:index])
-                start, length, limit = index, 0, other_tokens
-            length += len(ids)
-        yield Group(self.head, self.candidates[start:], self.indices[start:])
+        for part in parts_within(list(map(len, self.candidates)), first_tokens, other_tokens):
+            yield Group(self.head, self.candidates[part], self.indices[part])
+
+
+def parts_within(lengths: Sequence[int], first_tokens: int, other_tokens: int) -> Iterator[slice]:
+    """What of so long parts, one at least, fits into the first row and each other one; a longer one has its own."""
+    start, total, limit = 0, 0, first_tokens
+    for index, length in enumerate(lengths):
+        if index > start and total + length > limit:
+            yield slice(start, index)
+            start, total, limit = index, 0, other_tokens
+        total += length
+    yield slice(start, len(lengths))
 
 
 def cut_lengths(instruction: int, candidate: int, max_tokens: int) -> Cut:
