@@ -25,7 +25,9 @@ from cappy_lite.models import check_files, read_config
 from cappy_train.bert_weights import HEADS
 from cappy_train.calibration import MOST_INSTANCES, read_calibration
 from cappy_train.cli import main
+from cappy_train.export import seal
 from cappy_train.import_checkpoint import JointParity, check_joint_parity, import_checkpoint
+from cappy_train.joint_quantise import quantise_graph
 
 INSTRUCTION = "which of these is about snow: the dog runs"
 CANDIDATES = [
@@ -54,9 +56,14 @@ def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quantised(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantised(checkpoint: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-8-bits"
-    import_checkpoint(str(checkpoint), folder, quantise=True, **IDENTITY)
+    if checkpoint.name in HEADS:
+        import_checkpoint(str(checkpoint), folder, quantise=True, **IDENTITY)
+    else:  # the same, without exporting it again
+        shutil.copytree(model, folder)
+        quantise_graph(folder / "model.onnx")
+        seal(folder)
     return folder
 
 
@@ -181,26 +188,25 @@ def test_a_calibrated_score_is_the_same_to_the_last_bit_whatever_else_is_scored(
     np.testing.assert_array_equal(Scorer(calibrated, threads=3).score(INSTRUCTION, candidates), scores)
 
 
-def test_networks_of_another_build_cannot_be_calibrated(
-    bert: Path, instances: Path, tmp_path: Path, checkpoint: Path
-) -> None:
-    if checkpoint.name not in HEADS:
-        with pytest.raises(
-            InputValueError, match=r"can't be calibrated: it is of type .* Only networks of BERT's build"
-        ):
-            import_checkpoint(str(checkpoint), tmp_path / "out", quantise=True, calibrate=instances, **IDENTITY)
-
-
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"hidden_act": "gelu_new"}, "its activation is gelu_new"), ({"hidden_size": 24}, "its widths, 24 and 48")],
+    ("family", "changes", "message"),
+    [
+        ("deberta-v3", {}, "it is of type deberta-v2"),
+        ("modernbert", {}, "it is of type modernbert"),
+        ("bert", {"hidden_act": "gelu_new"}, "its activation is gelu_new"),
+        ("bert", {"hidden_size": 24}, "its widths, 24 and 48"),
+    ],
 )
-def test_networks_that_are_nearly_berts_are_read_in_pairs_of_one_length(
-    changes: dict[str, object], message: str, instances: Path, tmp_path: Path
+def test_networks_of_another_build_cannot_be_calibrated(
+    family: str, changes: dict[str, object], message: str, instances: Path, tmp_path: Path
 ) -> None:
-    source = write_checkpoint(tmp_path / "checkpoint", "bert", **changes)
-    with pytest.raises(InputValueError, match=message):
+    source = write_checkpoint(tmp_path / "checkpoint", family, **changes)
+    with pytest.raises(InputValueError, match=f"can't be calibrated: {message}.* Only networks of BERT's build"):
         import_checkpoint(str(source), tmp_path / "out", quantise=True, calibrate=instances, **IDENTITY)
+
+
+def test_a_network_that_is_nearly_bert_is_read_in_pairs_of_one_length(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "checkpoint", "bert", hidden_act="gelu_new")
     import_checkpoint(str(source), tmp_path / "out", **IDENTITY)
     expected = transformers_scores(source, INSTRUCTION, CANDIDATES)
     scores = Scorer(tmp_path / "out", threads=1).score(INSTRUCTION, CANDIDATES)
