@@ -22,7 +22,7 @@ from cappy_lite.engine import CHUNK_CANDIDATES, Cuts, Distinct, FloatArray, Kept
 from cappy_lite.errors import ModelError
 from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, ModelConfig
 from cappy_lite.packing import INSTRUCTION_FLOOR, ROW_TOKENS, Cut, PackedRow, cut_middle, parts_within
-from cappy_lite.session import OUTPUT, Session, open_session
+from cappy_lite.session import CONTEXT, OUTPUT, Session, input_names, open_session
 from cappy_lite.tokens import read_tokenizer
 
 if TYPE_CHECKING:
@@ -175,10 +175,9 @@ def open_joint_session(path: Path, threads: int) -> Session | InferenceSession:
     Raises:
         ModelError: the file is no ONNX graph, or not one over packed rows or pairs.
     """
-    try:
+    if CONTEXT in input_names(path):
         return Session(path, threads)
-    except ModelError:  # it may be one over pairs; what else is wrong with it is found again
-        session = open_session(path, threads)
+    session = open_session(path, threads)
     found = {(node.name, node.type) for node in session.get_inputs()}
     needed, optional = ("input_ids", "tensor(int64)"), ("token_type_ids", "tensor(int64)")
     gives = {(node.name, node.type) for node in session.get_outputs()}
