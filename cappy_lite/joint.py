@@ -1,13 +1,14 @@
 """Scores by an ordinary cross-encoder, which reads the instruction anew beside every candidate.
 
-Any sequence-pair network with one output can be run so. Pairs are never padded: those of one length run together, as
-many as RUN_TOKENS tokens hold, so that a score doesn't depend on what else is scored.
+Any sequence-pair network with one output can be run so. Pairs are never padded, and a score doesn't depend on what else
+is scored. There are two forms of graph: over packed rows, as a shared model's, where pairs of any lengths stand side by
+side and see nothing of each other; and over pairs of one length, which run together.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,16 +21,16 @@ from cappy_lite.activations import ACTIVATIONS
 from cappy_lite.engine import CHUNK_CANDIDATES, Cuts, Distinct, FloatArray, KeptInstruction
 from cappy_lite.errors import ModelError
 from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, ModelConfig
-from cappy_lite.packing import INSTRUCTION_FLOOR, Cut, cut_middle
-from cappy_lite.session import OUTPUT, open_session
+from cappy_lite.packing import INSTRUCTION_FLOOR, ROW_TOKENS, Cut, PackedRow, cut_middle, parts_within
+from cappy_lite.session import CONTEXT, OUTPUT, Session, input_names, open_session
 from cappy_lite.tokens import read_tokenizer
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from tokenizers import Tokenizer
 
-# Tokens that run together, unless one pair alone has more. The network's inner states of them are what memory must
-# hold; pairs of one length among few candidates seldom fill more.
+# Tokens of pairs of one length that run together, unless one alone has more. The network's inner states of them are
+# what memory must hold; pairs of one length among few candidates seldom fill more.
 RUN_TOKENS = 1024
 
 IntArray = npt.NDArray[np.int64]
@@ -44,7 +45,7 @@ class Pair:
 
 
 class JointEngine:
-    """An open joint model whose files have been checked. Memory is bounded by a chunk's token ids and one run.
+    """An open joint model whose files have been checked. Memory is bounded by a chunk's token ids and one row or run.
 
     Raises:
         ModelError: its tokenizer or graph isn't one for pairs of texts.
@@ -166,33 +167,64 @@ class _Template:
         return Pair(input_ids=tokens[:, 0], token_type_ids=tokens[:, 1])
 
 
-def open_joint_session(path: Path, threads: int) -> InferenceSession:
+def open_joint_session(path: Path, threads: int) -> Session | InferenceSession:
     """The graph at `path`, ready to run pairs on `threads` threads; it may be run from any number of them.
 
+    Returns: a Session if the graph is over packed rows, else ONNX Runtime's own.
+
     Raises:
-        ModelError: the file is no ONNX graph, or not one over pairs.
+        ModelError: the file is no ONNX graph, or not one over packed rows or pairs.
     """
+    if CONTEXT in input_names(path):
+        return Session(path, threads)
     session = open_session(path, threads)
     found = {(node.name, node.type) for node in session.get_inputs()}
     needed, optional = ("input_ids", "tensor(int64)"), ("token_type_ids", "tensor(int64)")
     gives = {(node.name, node.type) for node in session.get_outputs()}
     if needed not in found or not found <= {needed, optional} or (OUTPUT, "tensor(float)") not in gives:
         raise ModelError(
-            f"{path} doesn't read pairs: it must read input_ids and may read token_type_ids (int64), and give {OUTPUT} "
-            f"(float32), but reads {', '.join(f'{name} {kind}' for name, kind in sorted(found))}: import it again"
+            f"{path} reads neither packed rows nor pairs: for pairs, it must read input_ids and may read "
+            f"token_type_ids (int64), and give {OUTPUT} (float32), but it reads "
+            f"{', '.join(f'{name} {kind}' for name, kind in sorted(found))}: import it again"
         )
     return session
 
 
-def run_pairs(session: InferenceSession, pairs: Sequence[Pair]) -> FloatArray:
-    """The network's outputs for the pairs: float32 (n,), in their order."""
+def run_pairs(session: Session | InferenceSession, pairs: Sequence[Pair]) -> FloatArray:
+    """The network's outputs for one pair or more: float32 (n,), in their order."""
+    logits = np.empty(len(pairs), dtype=np.float32)
+    if isinstance(session, Session):
+        for row in rows_of(pairs):
+            logits[row.candidate_indices] = session.run(row)
+        return logits
     names = [node.name for node in session.get_inputs()]
     lengths = np.array([len(pair.input_ids) for pair in pairs])
-    logits = np.empty(len(pairs), dtype=np.float32)
     for run in chain.from_iterable(_runs(lengths, int(length)) for length in np.unique(lengths)):
         inputs = {name: np.stack([getattr(pairs[index], name) for index in run]) for name in names}
         logits[run] = session.run([OUTPUT], inputs)[0]
     return logits
+
+
+def rows_of(pairs: Sequence[Pair]) -> Iterator[PackedRow]:
+    """Packed rows of one pair or more, up to ROW_TOKENS tokens each, unless a pair alone has more.
+
+    Each pair is a segment that sees but itself, and its score is read at its first token.
+    """
+    lengths = np.array([len(pair.input_ids) for pair in pairs], dtype=np.int64)
+    for part in parts_within(lengths.tolist(), ROW_TOKENS):
+        own = pairs[part]
+        ends = np.cumsum(lengths[part])
+        starts = ends - lengths[part]
+        nothing, places = np.zeros_like(starts), np.arange(len(own))
+        yield PackedRow(
+            input_ids=np.concatenate([pair.input_ids for pair in own]),
+            position_ids=np.arange(ends[-1]) - np.repeat(starts, lengths[part]),
+            token_type_ids=np.concatenate([pair.token_type_ids for pair in own]),
+            segments=np.stack([starts, ends, nothing, nothing], axis=1),
+            score_spans=np.stack([places, places + 1], axis=1),
+            score_positions=starts,
+            candidate_indices=part.start + places,
+        )
 
 
 def _runs(lengths: IntArray, length: int) -> list[npt.NDArray[np.intp]]:

@@ -86,13 +86,19 @@ class Group:
 
     def parts(self, tokens: int) -> Iterator[Group]:
         """Groups of candidates with so many tokens at most; a candidate that has more alone is a part of its own."""
-        start, length = 0, 0
-        for index, ids in enumerate(self.candidates):
-            if index > start and length + len(ids) > tokens:
-                yield Group(self.head, self.candidates[start:index], self.indices[start:index])
-                start, length = index, 0
-            length += len(ids)
-        yield Group(self.head, self.candidates[start:], self.indices[start:])
+        for part in parts_within(list(map(len, self.candidates)), tokens):
+            yield Group(self.head, self.candidates[part], self.indices[part])
+
+
+def parts_within(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
+    """What of so long texts, one at least, fits into each row of so many tokens; a longer one has a row of its own."""
+    start, total = 0, 0
+    for index, length in enumerate(lengths):
+        if index > start and total + length > tokens:
+            yield slice(start, index)
+            start, total = index, 0
+        total += length
+    yield slice(start, len(lengths))
 
 
 def cut_lengths(instruction: int, candidate: int, max_tokens: int) -> Cut:

@@ -81,12 +81,28 @@ def open_session(graph: Path | bytes, threads: int, *, packed: bool = False) -> 
     Raises:
         ModelError: it is no ONNX graph that this ONNX Runtime runs.
     """
-    onnxruntime = import_onnxruntime()
-    source = graph if isinstance(graph, bytes) else str(graph)
     options = session_options(threads)
     options.enable_cpu_mem_arena = packed
     if packed:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _open(graph, options)
+
+
+def input_names(graph: Path) -> set[str]:
+    """What the graph in a file reads; its weights are hardly looked at.
+
+    Raises:
+        ModelError: it is no ONNX graph that this ONNX Runtime runs.
+    """
+    options = session_options(1)
+    options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return {node.name for node in _open(graph, options).get_inputs()}
+
+
+def _open(graph: Path | bytes, options: SessionOptions) -> InferenceSession:
+    onnxruntime = import_onnxruntime()
+    source = graph if isinstance(graph, bytes) else str(graph)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no base of their own

@@ -154,9 +154,9 @@ def test_graphs_are_valid_onnx(model: Path) -> None:
         onnx.checker.check_model(joint_twin(read_weights(graph)))
 
 
-def test_weights_are_read_back_as_they_were(network: ScorerNetwork, run: Path) -> None:
+def test_weights_are_read_back_as_they_were(network: ScorerNetwork, run: Path, model: Path) -> None:
     weights = graph_weights(network)
-    quantised = quantise(weights, observe(packed_graph(weights), rows_of(run, CANDIDATES)))
+    quantised = quantise(weights, observe(model / "model.fp32.onnx", rows_of(run, CANDIDATES)))
     for each in (weights, quantised):
         graph = packed_graph(each)
         again = read_weights(graph)
@@ -169,9 +169,9 @@ def test_weights_are_read_back_as_they_were(network: ScorerNetwork, run: Path) -
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_quantised_layers_compute_what_exact_ones_do(network: ScorerNetwork, run: Path) -> None:
+def test_quantised_layers_compute_what_exact_ones_do(network: ScorerNetwork, run: Path, model: Path) -> None:
     weights = graph_weights(network)
-    observations = observe(packed_graph(weights), rows_of(run, CANDIDATES))
+    observations = observe(model / "model.fp32.onnx", rows_of(run, CANDIDATES))
     quantised = quantise(weights, observations)
     assert {name for names in observations for name in names.layers} == set(weights.linears) - set(FLOAT_LAYERS)
     for observation in observations:

@@ -15,12 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import FAMILIES, MAX_TOKENS, write_checkpoint
+from tokenizers import Tokenizer, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cappy_lite import Scorer
 from cappy_lite.cli import main as cappy_lite_main
 from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import check_files, read_config
+from cappy_train.bert_weights import HEADS
+from cappy_train.calibration import MOST_INSTANCES, read_calibration
 from cappy_train.cli import main
 from cappy_train.export import seal
 from cappy_train.import_checkpoint import JointParity, check_joint_parity, import_checkpoint
@@ -53,11 +56,54 @@ def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quantised(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantised(checkpoint: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-8-bits"
-    shutil.copytree(model, folder)
-    quantise_graph(folder / "model.onnx")
-    seal(folder)
+    if checkpoint.name in HEADS:
+        import_checkpoint(str(checkpoint), folder, quantise=True, **IDENTITY)
+    else:  # the same, without exporting it again
+        shutil.copytree(model, folder)
+        quantise_graph(folder / "model.onnx")
+        seal(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def instances(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to calibrate with."""
+    return write_instances(tmp_path_factory.mktemp("instances") / "instances.jsonl", 60)
+
+
+def write_instances(path: Path, count: int) -> Path:
+    random = np.random.default_rng(0)
+
+    def text(words: int) -> str:
+        return " ".join(random.choice(["snow", "the", "dog", "runs", "a", "in", "b7?"], size=words))
+
+    lines = [
+        {
+            "id": str(number),
+            "task": "test",
+            "instruction": text(1 + number % 40),
+            "references": [text(1 + number % 7)],
+            "choices": None,
+            "candidates": [{"text": text(1 + number % 13), "source": "test"}],
+            "split": "train",
+        }
+        for number in range(count)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def of_berts_build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def calibrated(of_berts_build: Path, instances: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-calibrated"
+    import_checkpoint(str(of_berts_build), folder, quantise=True, calibrate=instances, **IDENTITY)
     return folder
 
 
@@ -113,6 +159,99 @@ def test_8_bits_give_nearly_the_same_scores(checkpoint: Path, quantised: Path) -
     assert np.corrcoef(scores, expected)[0, 1] > 0.97
 
 
+def test_calibrated_8_bits_give_nearly_the_same_scores(of_berts_build: Path, calibrated: Path) -> None:
+    expected = transformers_scores(of_berts_build, INSTRUCTION, CANDIDATES)
+    scores = Scorer(calibrated, threads=1).score(INSTRUCTION, CANDIDATES)
+    assert 0 < np.abs(scores - expected).mean() < 0.04
+    assert np.corrcoef(scores, expected)[0, 1] > 0.97
+    parity = JointParity(**json.loads((calibrated / "config.json").read_text())["parity"])
+    check_joint_parity(parity, largest_output=1.0)
+    assert parity.pairs > 40  # some of them of the file
+    assert "calibrated on texts" in (calibrated / "README.md").read_text()
+    check_files(calibrated, read_config(calibrated))
+    operators = collections.Counter(node.op_type for node in onnx.load(calibrated / "model.onnx").graph.node)
+    assert operators["AttentionToBytes"] == operators["LinearGeluToBytes"] == 2
+    assert (operators["Linear"], operators["Gemm"]) == (8, 2)
+
+
+def test_a_calibrated_score_is_the_same_to_the_last_bit_whatever_else_is_scored(calibrated: Path) -> None:
+    candidates = [
+        " ".join(["snow", "the", "dog"][(number + at) % 3] for at in range(1 + number // 3)) for number in range(60)
+    ]
+    scorer = Scorer(calibrated, threads=1)
+    scores = scorer.score(INSTRUCTION, candidates)
+    order = np.random.default_rng(0).permutation(len(candidates))
+    shuffled = scorer.score(INSTRUCTION, [candidates[index] for index in order])
+    np.testing.assert_array_equal(shuffled, scores[order])
+    alone = [scorer.score(INSTRUCTION, [candidate])[0] for candidate in candidates]
+    np.testing.assert_array_equal(alone, scores)
+    np.testing.assert_array_equal(Scorer(calibrated, threads=3).score(INSTRUCTION, candidates), scores)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("deberta-v3", {}, "it is of type deberta-v2"),
+        ("modernbert", {}, "it is of type modernbert"),
+        ("bert", {"hidden_act": "gelu_new"}, "its activation is gelu_new"),
+        ("bert", {"hidden_size": 24}, "its widths, 24 and 48"),
+    ],
+)
+def test_networks_of_another_build_cannot_be_calibrated(
+    family: str, changes: dict[str, object], message: str, instances: Path, tmp_path: Path
+) -> None:
+    source = write_checkpoint(tmp_path / "checkpoint", family, **changes)
+    with pytest.raises(InputValueError, match=f"can't be calibrated: {message}.* Only networks of BERT's build"):
+        import_checkpoint(str(source), tmp_path / "out", quantise=True, calibrate=instances, **IDENTITY)
+
+
+def test_a_network_that_is_nearly_bert_is_read_in_pairs_of_one_length(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "checkpoint", "bert", hidden_act="gelu_new")
+    import_checkpoint(str(source), tmp_path / "out", **IDENTITY)
+    expected = transformers_scores(source, INSTRUCTION, CANDIDATES)
+    scores = Scorer(tmp_path / "out", threads=1).score(INSTRUCTION, CANDIDATES)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
+
+
+def test_a_file_that_cannot_calibrate_is_explained(bert: Path, instances: Path, tmp_path: Path) -> None:
+    few = write_instances(tmp_path / "few.jsonl", 15)
+    with pytest.raises(InputValueError, match=r"few\.jsonl has 15 instances, and scales .* take 16 at least"):
+        import_checkpoint(str(bert), tmp_path / "out", quantise=True, calibrate=few, **IDENTITY)
+    with pytest.raises(InputValueError, match=r"none\.jsonl: no such file"):
+        import_checkpoint(str(bert), tmp_path / "out", quantise=True, calibrate=tmp_path / "none.jsonl", **IDENTITY)
+    with pytest.raises(InputValueError, match="8 bits, which weren't asked for"):
+        import_checkpoint(str(bert), tmp_path / "out", calibrate=instances, **IDENTITY)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_calibration_draws_from_the_whole_file(tmp_path: Path) -> None:
+    many = write_instances(tmp_path / "many.jsonl", 3 * MOST_INSTANCES)
+    calibration = read_calibration(many)
+    assert len(calibration.pairs) <= 2 * MOST_INSTANCES
+    places = {json.loads(line)["instruction"]: at for at, line in enumerate(many.read_text().splitlines())}
+    drawn, held_out = ([places[pair[0]] for pair in part] for part in (calibration.pairs, calibration.held_out))
+    assert min(drawn) < MOST_INSTANCES / 2
+    assert max(drawn) > 2.5 * MOST_INSTANCES
+    assert 2 < len(drawn) / len(held_out) < 4
+    assert read_calibration(many) == calibration
+
+
+def test_a_roberta_without_types_ignores_those_of_its_tokenizer(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "checkpoint", "roberta")
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    special = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    pair = "<s>:0 $A:0 </s>:0 </s>:0 $B:1 </s>:1"
+    post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair=pair, special_tokens=list(special.items())
+    )
+    changed = Tokenizer.from_file(str(source / "tokenizer.json"))
+    changed.post_processor = post_processor
+    changed.save(str(source / "tokenizer.json"))
+    import_checkpoint(str(source), tmp_path / "out", **IDENTITY)
+    expected = transformers_scores(source, INSTRUCTION, CANDIDATES)
+    np.testing.assert_allclose(Scorer(tmp_path / "out").score(INSTRUCTION, CANDIDATES), expected, rtol=0, atol=1e-4)
+
+
 def test_the_folder_says_what_it_holds(model: Path, quantised: Path) -> None:
     for folder in (model, quantised):
         config = read_config(folder)
@@ -145,12 +284,18 @@ def test_the_graph_is_lean(checkpoint: Path, model: Path, quantised: Path, tmp_p
     family = checkpoint.name
     layers = 4 if family == "modernbert" else 2
     linears = 4 if family == "modernbert" else 6  # of one layer
-    exact = optimised_operators(model, tmp_path)
-    assert exact["Gelu"] == layers + (family == "modernbert")  # which has one in its head
-    assert exact["MultiHeadAttention"] == (0 if family == "deberta-v3" else layers)
-    assert exact["SkipLayerNormalization"] + exact["LayerNormalization"] >= 2 * layers
-    assert exact["Gemm"] + exact["FusedGemm"] >= linears * layers + 1
-    assert exact["MatMul"] == 0 or family == "deberta-v3"  # whose attention has no operator
+    if family in HEADS:
+        exact = collections.Counter(node.op_type for node in onnx.load(model / "model.onnx").graph.node)
+        assert exact["Gelu"] == exact["Attention"] == layers
+        assert exact["LayerNormalization"] == 2 * layers + 1
+        assert exact["Gemm"] == 5 * layers + 2  # keys and values in one
+    else:
+        exact = optimised_operators(model, tmp_path)
+        assert exact["Gelu"] == layers + (family == "modernbert")  # which has one in its head
+        assert exact["MultiHeadAttention"] == (0 if family == "deberta-v3" else layers)
+        assert exact["SkipLayerNormalization"] + exact["LayerNormalization"] >= 2 * layers
+        assert exact["Gemm"] + exact["FusedGemm"] >= linears * layers + 1
+        assert exact["MatMul"] == 0 or family == "deberta-v3"  # whose attention has no operator
     eight_bits = optimised_operators(quantised, tmp_path)
     assert eight_bits["MatMulIntegerToFloat"] == linears * layers
     assert 0 < eight_bits["Gemm"] + eight_bits["FusedGemm"] <= 2

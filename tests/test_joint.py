@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from tiny_joint import tiny_pair_tokenizer, write_tiny_joint
 from tiny_model import WORDS, write_config
 from tokenizers import Tokenizer, processors
@@ -21,7 +23,9 @@ import cappy_lite.joint as joint_module
 from cappy_lite import Scorer
 from cappy_lite.cli import main
 from cappy_lite.errors import ModelError, TruncationWarning
-from cappy_lite.joint import RUN_TOKENS, Pair, PairEncoder, open_joint_session, run_pairs
+from cappy_lite.joint import RUN_TOKENS, Pair, PairEncoder, open_joint_session, rows_of, run_pairs
+from cappy_lite.packing import PackedRow
+from cappy_lite.session import Session
 
 INSTRUCTION = "put the word together: dog runs"
 CANDIDATES = ["the dog runs on the street", "a cat", "snow", "the child eats pasta in the old house", ""]
@@ -289,6 +293,59 @@ def test_a_cut_beside_one_candidate_leaves_the_others_scores(scorer: Scorer) -> 
     np.testing.assert_allclose(scores[[0, 2]], scorer.score(words(140), ["yes", "no"]), rtol=0, atol=1e-5)
 
 
+# Packed rows
+
+
+@pytest.fixture
+def packed(tiny_model: Path, tmp_path: Path) -> Path:
+    """A joint model whose graph reads packed rows."""
+    folder = write_tiny_joint(tmp_path / "packed")
+    shutil.copyfile(tiny_model / "model.onnx", folder / "model.onnx")
+    write_config(folder, graph="joint", score_activation="identity")
+    return folder
+
+
+def lone_pair(session: Session, encoder: PairEncoder, candidate: str) -> float:
+    """The graph's output for one pair, all of whose tokens see each other, at its first token."""
+    pair = encoder.pair(encoder.encode(INSTRUCTION), encoder.encode(candidate))
+    length = len(pair.input_ids)
+    row = PackedRow(
+        input_ids=pair.input_ids,
+        position_ids=np.arange(length),
+        token_type_ids=pair.token_type_ids,
+        segments=np.array([[0, length, 0, 0]]),
+        score_spans=np.array([[0, 1]]),
+        score_positions=np.array([0]),
+        candidate_indices=np.array([0]),
+    )
+    return float(session.run(row)[0])
+
+
+def test_pairs_of_any_lengths_share_a_row_and_see_nothing_of_each_other(packed: Path) -> None:
+    candidates = texts(80)
+    encoder, session = PairEncoder(packed / "tokenizer.json", 160), Session(packed / "model.onnx", 1)
+    expected = [lone_pair(session, encoder, candidate) for candidate in candidates]
+    assert np.std(expected) > 0.01
+    scorer = Scorer(packed, threads=1)
+    scores = scorer.score(INSTRUCTION, candidates)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+    order = np.random.default_rng(0).permutation(len(candidates))
+    shuffled = scorer.score(INSTRUCTION, [candidates[index] for index in order])
+    np.testing.assert_allclose(shuffled, scores[order], rtol=0, atol=1e-5)
+
+
+def test_rows_of_pairs_end_at_a_limit() -> None:
+    lengths = [200, 7, 300, 6, 600, 1, 511, 1, 512]
+    pairs = [Pair(np.full(length, length), np.zeros(length, np.int64)) for length in lengths]
+    rows = list(rows_of(pairs))
+    assert [len(row.input_ids) for row in rows] == [507, 6, 600, 512, 1, 512]
+    assert np.concatenate([row.candidate_indices for row in rows]).tolist() == list(range(len(pairs)))
+    for row in rows:
+        assert (row.position_ids[row.score_positions] == 0).all()
+        own = [row.input_ids[first:end] for first, end, _, _ in row.segments]
+        assert all(len(ids) == ids[0] for ids in own)
+
+
 # Folders
 
 
@@ -312,15 +369,15 @@ def test_a_graph_without_types_reads_none(tmp_path: Path) -> None:
     assert Scorer(folder).score(INSTRUCTION, CANDIDATES).shape == (5,)
 
 
-def test_a_graph_over_packed_rows_is_no_joint_one(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_graph_that_reads_neither_rows_nor_pairs_is_named(tmp_path: Path) -> None:
     folder = write_tiny_joint(tmp_path / "joint")
-    (folder / "model.onnx").write_bytes((tiny_model / "model.onnx").read_bytes())
+    model = onnx.load(folder / "model.onnx")
+    model.graph.input.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["pairs", "tokens"]))
+    onnx.save(model, folder / "model.onnx")
     write_config(folder, graph="joint", score_activation="identity")
-    with pytest.raises(
-        ModelError, match=r"model\.onnx doesn't read pairs: it must read input_ids and may read"
-    ) as caught:
+    with pytest.raises(ModelError, match=r"model\.onnx reads neither packed rows nor pairs: for pairs, it") as caught:
         Scorer(folder)
-    assert "segments tensor(int64)" in str(caught.value)
+    assert "attention_mask tensor(int64)" in str(caught.value)
 
 
 def test_a_graph_over_pairs_is_no_shared_one(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def models(
     instruction, candidates = draw(corpus, open_tokenizer(root), SMALL)
     question = DevQuestion("task", None, instruction, tuple(candidates), np.zeros(3), "group", "generation")
     rows = packed_rows(Packer(root / "tokenizer.json"), question, 160)
-    quantised = packed_graph(quantise(weights, observe(graph, rows)))
+    onnx.save(graph, root / "exact.onnx")
+    quantised = packed_graph(quantise(weights, observe(root / "exact.onnx", rows)))
     folders = {precision: root / precision for precision in (INT8, FLOAT32)}
     for folder, model in zip(folders.values(), (quantised, graph), strict=True):
         folder.mkdir()
@@ -205,12 +206,16 @@ def test_the_twin_says_the_same_of_a_padded_batch_and_of_one_pair(
     assert logits.shape == (len(candidates), 1)
     np.testing.assert_allclose(rivals.sigmoid(logits[:, 0]), expected, atol=tolerance)
 
-    # Pair by pair, without a mask.
-    joint = session_of(folder.with_name(twin + JOINT))
-    assert [each.name for each in joint.get_inputs()] == ["input_ids", "token_type_ids"]
-    pair = tokenizer.encode(instruction, candidates[0])
-    (logits,) = joint.run(None, {"input_ids": np.array([pair.ids]), "token_type_ids": np.array([pair.type_ids])})
-    assert rivals.sigmoid(logits) == pytest.approx(expected[:1], abs=tolerance)
+
+@pytest.mark.parametrize("twin", [INT8, FLOAT32])
+def test_the_twin_of_our_own_says_the_same_pair_by_pair(twin: str, twins: dict[str, Path], question: Question) -> None:
+    folder = twins[INT8] / (twin + JOINT)
+    graph = onnx.load(folder / GRAPH)
+    assert {"segments", "context"} <= {each.name for each in graph.graph.input}
+    assert ("AttentionToBytes" in {node.op_type for node in graph.graph.node}) == (twin == INT8)
+    expected = PairReader(twins[INT8] / twin, 1).score(*question)
+    scores = Scorer(folder, threads=1).score(*question)
+    np.testing.assert_allclose(scores, expected, atol=side_by_side.TOLERANCES[twin])
 
 
 def test_the_twin_of_standard_operators_says_the_same(twins: dict[str, Path], question: Question) -> None:

@@ -6,7 +6,6 @@ weights were trained with another attention rule: it is there to be timed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -23,19 +22,21 @@ from benchmarks.scorer.rivals import FLOAT32, GRAPH, INT8, JOINT, STANDARD, Floa
 from benchmarks.scorer.sizes import open_tokenizer
 from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE, ModelConfig, read_config
 from cappy_lite.session import OUTPUT, import_onnxruntime, session_options
-from cappy_train.graph import GraphWeights, Linear, QuantisedLinear, QuantisedTable, joint_twin, read_weights
+from cappy_train.bert_weights import LINEARS, NORMS
+from cappy_train.export import CONFIG_FILE, seal
+from cappy_train.graph import (
+    GraphWeights,
+    Linear,
+    QuantisedLinear,
+    QuantisedTable,
+    joint_twin,
+    packed_graph,
+    read_weights,
+)
+from cappy_train.graph_builder import save_graph
 
 # Of GraphWeights' parts, what transformers calls them in a BertForSequenceClassification.
-BERT_LAYER = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-    "output_norm": "output.LayerNorm",
-}
+BERT_LAYER = LINEARS | NORMS
 KEY_VALUE = "key_value"
 BERT = {"embedding_norm": "bert.embeddings.LayerNorm", "head_dense": "bert.pooler.dense", "head_output": "classifier"}
 
@@ -62,7 +63,7 @@ def write_twins(model: Path, out: Path) -> GraphWeights:
         _write_json(folder / "config.json", bert_config(weights))
         _write_json(folder / "tokenizer_config.json", tokenizer_config(config.max_tokens))
         _write_json(folder / "special_tokens_map.json", SPECIAL_TOKENS)
-        write_joint(folder.with_name(precision + JOINT), without_padding(pairs), folder / TOKENIZER_FILE, config)
+        write_joint(folder.with_name(precision + JOINT), twin, folder / TOKENIZER_FILE, config)
         if precision == INT8:
             standard = folder.with_name(precision + STANDARD)
             standard.mkdir()
@@ -95,28 +96,11 @@ def answering_at_cls(twin: onnx.ModelProto) -> onnx.ModelProto:
     kept.insert(place + 1, helper.make_node("Identity", ["row_start"], ["score_positions"], "score_positions"))
     del graph.node[:]
     graph.node.extend(kept)
-    _set_logits_shape(graph, [-1, 1], ["pairs", 1])
+    (shape,) = (each for each in graph.initializer if each.name == "logits_shape")
+    shape.CopyFrom(numpy_helper.from_array(np.array([-1, 1]), shape.name))
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, ["pairs", 1]))
     return twin
-
-
-def without_padding(twin: onnx.ModelProto) -> onnx.ModelProto:
-    """The twin, which pairs of one length alone may be given to: it reads no attention mask and gives logits (B,)."""
-    model = onnx.ModelProto()
-    model.CopyFrom(twin)
-    graph = model.graph
-    (mask,) = (each for each in graph.input if each.name == "attention_mask")
-    graph.input.remove(mask)
-    kept = [node for node in graph.node if node.name not in MASK_NODES]
-    for node in kept:
-        if node.op_type == "MultiHeadAttention":
-            del node.input[3:]  # no bias
-    read = {name for node in kept for name in node.input}
-    constants = [each for each in graph.initializer if each.name in read]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(kept)
-    graph.initializer.extend(constants)
-    _set_logits_shape(graph, [-1], ["pairs"])
-    return model
 
 
 def of_standard_operators(twin: onnx.ModelProto) -> onnx.ModelProto:
@@ -145,25 +129,13 @@ def of_standard_operators(twin: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-# That only an attention mask is read by.
-MASK_NODES = {"keys", "queries", "visible", "visible_to_score", "attention_bias", "score_bias"}
-
-
-def _set_logits_shape(graph: onnx.GraphProto, shape: list[int], named: list[str | int]) -> None:
-    (constant,) = (each for each in graph.initializer if each.name == "logits_shape")
-    constant.CopyFrom(numpy_helper.from_array(np.array(shape), constant.name))
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, named))
-
-
-def write_joint(folder: Path, graph: onnx.ModelProto, tokenizer: Path, config: ModelConfig) -> None:
-    """A model folder of our own that is read pair by pair."""
+def write_joint(folder: Path, weights: GraphWeights, tokenizer: Path, config: ModelConfig) -> None:
+    """A model folder of our own that is read pair by pair, as `cappy-train import` writes it."""
     folder.mkdir()
-    onnx.save(graph, folder / GRAPH_FILE)
+    save_graph(packed_graph(weights), folder / GRAPH_FILE)
     shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
-    contents = {name: (folder / name).read_bytes() for name in (GRAPH_FILE, TOKENIZER_FILE)}
     _write_json(
-        folder / "config.json",
+        folder / CONFIG_FILE,
         {
             "format_version": FORMAT_VERSION,
             "name": f"{config.name}, pair by pair",
@@ -173,12 +145,9 @@ def write_joint(folder: Path, graph: onnx.ModelProto, tokenizer: Path, config: M
             "score_activation": "sigmoid",
             "base_model": config.base_model,
             "licence": config.licence,
-            "files": {
-                name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-                for name, content in contents.items()
-            },
         },
     )
+    seal(folder)
 
 
 SPECIAL_TOKENS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}

@@ -101,14 +101,20 @@ def model_card(
     return _CARD.format(**identity, layers=layers, steps=training["steps"], figures=figures, **parity)
 
 
-def joint_card(identity: Mapping[str, object], *, activation: str, parity: Mapping[str, float | None]) -> str:
-    """The README.md of an imported model folder; `identity` as above, `parity` as in its config."""
+def joint_card(
+    identity: Mapping[str, object], *, activation: str, calibrated: bool, parity: Mapping[str, float | None]
+) -> str:
+    """The README.md of an imported model folder; `identity` as above, `parity` as in its config.
+
+    calibrated: whether 8 bits have fixed scales.
+    """
     difference = parity["quantised_difference"]
+    eight_bits = _FIXED if calibrated else _QUANTISED
     return _JOINT_CARD.format(
         **identity,
         **parity,
         activation={"identity": "the network's own output", "sigmoid": "from 0 to 1"}[activation],
-        precision=_FLOAT if difference is None else _QUANTISED,
+        precision=_FLOAT if difference is None else eight_bits,
         quantised="" if difference is None else f"; 8 bits move them by {difference:.4f} in the mean",
     )
 
@@ -117,3 +123,7 @@ _FLOAT = "All weights are float32."
 _QUANTISED = """\
 The encoder's linear layers multiply integers, inputs of 8 bits with a scale a token by weights of 7 bits with a scale a
 column; word embeddings are 8-bit; all else is float32."""
+_FIXED = """\
+The encoder's linear layers multiply integers, inputs of 8 bits by weights of 7 bits with a scale a column; the inputs'
+scales are fixed, and were calibrated on texts of the model's own sort. So does its attention, with a scale a vector.
+Embeddings are 8-bit; all else is float32."""

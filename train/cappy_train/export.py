@@ -95,10 +95,9 @@ def export(run: Path, data: Path, out: Path, *, name: str, base_model: str, lice
     checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
     with whole_or_not_at_all(out) as folder:
         weights = graph_weights(network)
-        graph = packed_graph(weights)
-        onnx.save(graph, folder / FLOAT_GRAPH_FILE)
+        onnx.save(packed_graph(weights), folder / FLOAT_GRAPH_FILE)
         rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
-        save_graph(packed_graph(quantise(weights, observe(graph, rows))), folder / GRAPH_FILE)
+        save_graph(packed_graph(quantise(weights, observe(folder / FLOAT_GRAPH_FILE, rows))), folder / GRAPH_FILE)
 
         float_scores = graph_scores(folder / FLOAT_GRAPH_FILE, packer, checked, max_tokens)
         quantised_scores = graph_scores(folder / GRAPH_FILE, packer, checked, max_tokens)

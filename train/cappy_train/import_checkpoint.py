@@ -12,20 +12,25 @@ import torch
 
 from cappy_lite.activations import ACTIVATIONS
 from cappy_lite.errors import InputValueError, ModelError
-from cappy_lite.joint import PairEncoder, open_joint_session, run_pairs
+from cappy_lite.joint import Pair, PairEncoder, open_joint_session, rows_of, run_pairs
 from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE
 from cappy_lite.session import available_cpus
+from cappy_train.bert_weights import bert_graph_weights, why_not_packed
+from cappy_train.calibration import Calibration, Texts, read_calibration
 from cappy_train.card import joint_card
 from cappy_train.checkpoint import Checkpoint, local_folder, open_checkpoint, quietly
 from cappy_train.export import CARD_FILE, CONFIG_FILE, seal, whole_or_not_at_all, write_json
+from cappy_train.graph import packed_graph
+from cappy_train.graph_builder import save_graph
 from cappy_train.joint_graph import export_graph
 from cappy_train.joint_quantise import quantise_graph
+from cappy_train.quantise import observe
+from cappy_train.quantise import quantise as with_fixed_scales
 
 # More takes memory and time that grow with its square; the paper's Cappy reads as much.
 USUAL_MAX_TOKENS = 512
 
 FloatArray = npt.NDArray[np.float32]
-Texts = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,12 @@ def import_checkpoint(
     activation: str = "identity",
     max_tokens: int | None = None,
     quantise: bool = False,
+    calibrate: Path | None = None,
 ) -> None:
     """Makes the model folder `out` from a checkpoint with one output, whole or not at all.
+
+    Networks of BERT's build become graphs over packed rows, but for those in 8 bits without `calibrate`; all others
+    become graphs over pairs of one length.
 
     Args:
         source: a checkpoint's folder, or hub:owner/name, which is downloaded.
@@ -72,25 +81,37 @@ def import_checkpoint(
         activation: what becomes of an output on its way to a score, a name in cappy_lite's ACTIVATIONS.
         max_tokens: the most that it shall read; by default as much as it can, but no more than USUAL_MAX_TOKENS.
         quantise: whether to round weights to 8 bits.
+        calibrate: a file of instances (see `cappy_train.instances`), from which 8 bits get fixed scales; without it,
+            each token's vector has a scale of its own, which takes longer to run.
 
     Raises:
-        InputValueError: `out` exists, `source` can't be imported, or it can't read `max_tokens`.
+        InputValueError: `out` exists, `source` can't be imported, it can't read `max_tokens`, or `calibrate` can't be
+            read, is given without `quantise`, or for a network of another build than BERT's.
         ModelError: the graph or its quantisation doesn't agree with the network as `check_joint_parity` demands.
     """
     if out.exists():
         raise InputValueError(f"{out} exists: give --out a new folder")
     if activation not in ACTIVATIONS:
         raise InputValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+    if calibrate is not None and not quantise:
+        raise InputValueError(f"{calibrate} would calibrate 8 bits, which weren't asked for: quantise as well")
+    calibration = read_calibration(calibrate) if calibrate is not None else None
     with quietly():
         checkpoint = open_checkpoint(local_folder(source))
     if max_tokens is not None and max_tokens > checkpoint.max_tokens:
         raise InputValueError(f"{source} reads at most {checkpoint.max_tokens} tokens: lower max_tokens {max_tokens}")
+    obstacle = why_not_packed(checkpoint)
+    if calibration is not None and obstacle:
+        raise InputValueError(
+            f"{source} can't be calibrated: {obstacle}. Only networks of BERT's build can (BERT, MiniLM, RoBERTa, "
+            "XLM-RoBERTa): quantise it without calibrating"
+        )
     max_tokens = max_tokens or min(checkpoint.max_tokens, USUAL_MAX_TOKENS)
     with quietly(), whole_or_not_at_all(out) as folder:
         checkpoint.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
-        parity = _write_graph(folder, checkpoint, max_tokens, quantise=quantise)
+        parity = _write_graph(folder, checkpoint, max_tokens, quantise=quantise, calibration=calibration)
         identity = {"name": name, "base_model": base_model, "licence": licence, "max_tokens": max_tokens}
-        card = joint_card(identity, activation=activation, parity=asdict(parity))
+        card = joint_card(identity, activation=activation, calibrated=calibration is not None, parity=asdict(parity))
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
         config = {
             "format_version": FORMAT_VERSION,
@@ -121,20 +142,31 @@ def check_joint_parity(parity: JointParity, largest_output: float) -> None:
         )
 
 
-def _write_graph(folder: Path, checkpoint: Checkpoint, max_tokens: int, *, quantise: bool) -> JointParity:
+def _write_graph(
+    folder: Path, checkpoint: Checkpoint, max_tokens: int, *, quantise: bool, calibration: Calibration | None
+) -> JointParity:
     """Writes the graph into the folder, which has the tokenizer, and compares it. Uses up the checkpoint's network."""
     path = folder / GRAPH_FILE
     encoder = PairEncoder(folder / TOKENIZER_FILE, max_tokens)
     texts = list(_sample_pairs(encoder))
+    if calibration is not None:
+        texts += [pair for pair in calibration.held_out if _is_whole(encoder, *pair)]
     expected = _network_outputs(checkpoint, texts)
 
-    export_graph(checkpoint.network, path, reads_types=checkpoint.reads_types, max_tokens=max_tokens)
+    if why_not_packed(checkpoint) or (quantise and calibration is None):
+        export_graph(checkpoint.network, path, reads_types=checkpoint.reads_types, max_tokens=max_tokens)
+    else:
+        save_graph(packed_graph(bert_graph_weights(checkpoint)), path)
     exact = _graph_outputs(path, encoder, texts)
     parity = JointParity(float(np.abs(exact - expected).max()), None, float(exact.std()), len(texts))
     largest_output = float(np.abs(expected).max())
     check_joint_parity(parity, largest_output)
     if quantise:
-        quantise_graph(path)
+        if calibration is None:
+            quantise_graph(path)
+        else:
+            rows = list(rows_of(_pairs(encoder, calibration.pairs)))
+            save_graph(packed_graph(with_fixed_scales(bert_graph_weights(checkpoint), observe(path, rows))), path)
         quantised = _graph_outputs(path, encoder, texts)
         parity = replace(parity, quantised_difference=float(np.abs(quantised - exact).mean()))
         check_joint_parity(parity, largest_output)
@@ -155,9 +187,11 @@ def _network_outputs(checkpoint: Checkpoint, texts: Sequence[Texts]) -> FloatArr
 
 def _graph_outputs(path: Path, encoder: PairEncoder, texts: Sequence[Texts]) -> FloatArray:
     """What the graph in a file gives for the pairs, run as the runtime runs it, (n,)."""
-    session = open_joint_session(path, available_cpus())
-    pairs = [encoder.pair(encoder.encode(instruction), encoder.encode(candidate)) for instruction, candidate in texts]
-    return run_pairs(session, pairs)
+    return run_pairs(open_joint_session(path, available_cpus()), _pairs(encoder, texts))
+
+
+def _pairs(encoder: PairEncoder, texts: Sequence[Texts]) -> list[Pair]:
+    return [encoder.pair(encoder.encode(instruction), encoder.encode(candidate)) for instruction, candidate in texts]
 
 
 def _sample_pairs(encoder: PairEncoder) -> Iterator[Texts]:

@@ -2,8 +2,8 @@
 
 A linear layer reads a token's vector in units of a 127th of its largest value, so that what a token is read as depends
 on neither its neighbours nor on other pairs. One scale for all tokens of a run, as in ONNX Runtime's dynamic
-quantisation, would let them move each other's scores; fixed scales, as in `cappy_train.quantise`, need texts of the
-network's own sort.
+quantisation, would let them move each other's scores; fixed scales, as in `cappy_train.quantise`, are faster, but need
+texts of the network's own sort, and a network of BERT's build.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -47,16 +48,20 @@ class Observation:
     sample: FloatArray
 
 
-def observe(model: onnx.ModelProto, rows: Sequence[PackedRow], *, seed: int = 0) -> list[Observation]:
-    """What the linear layers of a float32 graph read when it runs the rows."""
+def observe(graph: Path, rows: Sequence[PackedRow], *, seed: int = 0) -> list[Observation]:
+    """What the linear layers of a float32 graph in a file, of `packed_graph`, read when it runs the rows."""
+    model = onnx.load(graph, load_external_data=False)
     readers: dict[str, tuple[str, ...]] = {}
     for node in model.graph.node:
         if node.op_type == "Gemm" and node.name not in FLOAT_LAYERS:
             readers[node.input[0]] = (*readers.get(node.input[0], ()), node.name)
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    watched.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in readers)
-    session = Session(watched.SerializeToString(), available_cpus())
+    model.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in readers)
+    watched = graph.with_name(f"watched.{graph.name}")  # beside its weights, which may be more than memory holds twice
+    try:
+        watched.write_bytes(model.SerializeToString())
+        session = Session(watched, available_cpus())
+    finally:
+        watched.unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
     lows: dict[str, list[FloatArray]] = {tensor: [] for tensor in readers}
     highs: dict[str, list[FloatArray]] = {tensor: [] for tensor in readers}
