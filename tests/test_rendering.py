@@ -146,6 +146,17 @@ def test_a_row_that_the_drawn_template_is_not_for_gets_another(tmp_path: Path, t
     assert 0 < done.nothing["write"].total() < 30
 
 
+def test_what_a_killed_run_left_is_replaced(tmp_path: Path, templates: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    out = tmp_path / "made" / "a.parquet"
+    render_instances(rows, templates, "mood", out)
+    whole = out.read_bytes()
+    (out.parent / "a.parquet.partial").write_bytes(whole[:100])
+    render_instances(rows, templates, "mood", out)
+    assert out.read_bytes() == whole
+    assert [path.name for path in out.parent.iterdir()] == ["a.parquet"]
+
+
 def test_named_templates_alone(tmp_path: Path, templates: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
     done = render_instances(rows, templates, "mood", tmp_path / "a.jsonl", names=["write"])
