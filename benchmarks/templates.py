@@ -4,8 +4,9 @@
 
 ARCHIVE holds PromptSource's YAML files. Every file of it is read. The templates of the Cappy paper's data sets are
 rendered over a few made-up rows, and over the first rows of rows_<data set>.jsonl.gz in FOLDER, where there are such.
-Of FILE, instances that others rendered (T0's ag_news), each is taken apart into its template's text and the row's, and
-rendered again from that row: the share is told that has the same text, answer and choices.
+Of FILE, instances that others rendered (T0's, of sets whose rows are a text and a label), each is taken apart into its
+template's text and the row's, and rendered again from that row: the share is told that has the same text, answer and
+choices.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from cappy_train.templates import Nothing, Template, parse_templates, read_colle
 
 MARK = "\ue000"  # stands for a row's text; no template has it
 ROWS_READ = 200
+TEXT_AND_LABEL = ("ag_news", "imdb", "rotten_tomatoes", "yelp_review_full")
 
 
 def load_all(collection: dict[str, bytes]) -> tuple[dict[str, list[Template]], dict[str, str]]:
@@ -90,21 +92,18 @@ def same_rendering(instance: Instance, template: Template) -> bool:
     return False
 
 
-def compare(path: Path, task: str, templates: list[Template]) -> dict[str, Any]:
-    """Of a task's instances in a file, how many have the text that our templates give, by template."""
-    by_name = {template.name: template for template in templates}
-    found: Counter[str] = Counter()
-    total: Counter[str] = Counter()
+def compare(path: Path, loaded: dict[str, list[Template]]) -> dict[str, Any]:
+    """Of the instances of sets of texts and labels, by template: how many ours gives too, and how many there are."""
+    known = {(task, template.name): template for task in TEXT_AND_LABEL for template in loaded[task]}
+    counts: dict[str, dict[str, list[int]]] = {task: {} for task in TEXT_AND_LABEL}
     for instance in read_instances(path):
-        if instance.task == task:
-            name = instance.template or ""
-            total[name] += 1
-            found[name] += name in by_name and same_rendering(instance, by_name[name])
-    return {
-        "instances": total.total(),
-        "same": found.total(),
-        "by_template": {name: [found[name], total[name]] for name in sorted(total)},
-    }
+        if instance.task in counts:
+            name = (instance.template or "").strip()  # PromptSource's own names end in spaces here and there
+            template = known.get((instance.task, name))
+            count = counts[instance.task].setdefault(name, [0, 0])
+            count[0] += template is not None and same_rendering(instance, template)
+            count[1] += 1
+    return counts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--templates", type=Path, required=True, metavar="ARCHIVE", help="archive or folder of templates"
     )
     parser.add_argument("--rows", type=Path, metavar="FOLDER", help="folder with rows_<data set>.jsonl.gz")
-    parser.add_argument("--instances", type=Path, metavar="FILE", help="instances with T0's ag_news among them")
+    parser.add_argument("--instances", type=Path, metavar="FILE", help="instances of T0's training data")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     arguments = parser.parse_args(argv)
     began = time.perf_counter()
@@ -133,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in loaded
     }
     if arguments.instances:
-        report["ag_news"] = compare(arguments.instances, "ag_news", loaded["ag_news"])
+        report["rendered_by_others"] = compare(arguments.instances, loaded)
     report |= {"seconds": round(time.perf_counter() - began, 1), "machine": describe_machine("cappy-lite", "jinja2")}
     print(as_text(report))
     if arguments.output:
@@ -167,10 +166,10 @@ def as_text(report: dict[str, Any]) -> str:
             for template, reason in entry["nothing"].items()
         ),
     ]
-    if "ag_news" in report:
-        found = report["ag_news"]
-        lines += ["", f"ag_news: {found['same']:,} of {found['instances']:,} instances are rendered the same"]
-        lines += [f"  {name}: {same:,} of {total:,}" for name, (same, total) in found["by_template"].items()]
+    for task, counts in report.get("rendered_by_others", {}).items():
+        same, total = (sum(count[at] for count in counts.values()) for at in (0, 1))
+        lines += ["", f"{task}: {same:,} of {total:,} instances are rendered the same"]
+        lines += [f"  {name}: {same:,} of {total:,}" for name, (same, total) in counts.items() if same < total]
     return "\n".join(lines)
 
 
