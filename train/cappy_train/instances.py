@@ -155,7 +155,7 @@ class _Ids:
 
     def add(self, id: str) -> bool:
         """Whether it was there before; for two ids in 2**64 that is a mistake."""
-        digest = int.from_bytes(blake2b(id.encode(), digest_size=8).digest())
+        digest = int.from_bytes(blake2b(id.encode(errors="surrogatepass"), digest_size=8).digest())
         place = int(self._sorted.searchsorted(np.uint64(digest)))
         if digest in self._new or (place < len(self._sorted) and int(self._sorted[place]) == digest):
             return True
@@ -183,9 +183,10 @@ def write_instances(path: Path, instances: Iterable[Instance]) -> int:
     The file is written whole or not at all, in place of any that was there. The same instances give the same bytes.
 
     Raises:
-        InputValueError: the name ends otherwise, or the file can't be written.
+        InputValueError: the name ends otherwise, an instance holds what UTF-8 can't, or the file can't be written.
     """
     check_output(path)
+    instances = _checked(instances)
     with written_whole(path) as partial:
         if path.suffix.lower() == ".parquet":
             return _write_parquet(partial, instances)
@@ -195,6 +196,16 @@ def write_instances(path: Path, instances: Iterable[Instance]) -> int:
             # Neither name nor time, so that the same instances are the same bytes.
             with gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
                 return _write_lines(file, instances)
+
+
+def _checked(instances: Iterable[Instance]) -> Iterator[Instance]:
+    """The instances, if their texts are such that a file can hold them."""
+    for instance in instances:
+        names = (instance.id, instance.task, instance.template or "", instance.licence or "")
+        candidates = (text for candidate in instance.candidates for text in (candidate.text, candidate.source))
+        for text in (*names, instance.instruction, *instance.references, *candidates, *(instance.choices or ())):
+            check_text(f"instance {instance.id!r}", text)
+        yield instance
 
 
 def check_output(path: Path) -> None:
@@ -261,7 +272,7 @@ def _text(record: dict[str, object], key: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value:
         raise InputValueError(f"{key} should be a text that is not empty")
-    return check_text(key, value)
+    return value
 
 
 def _optional_text(record: dict[str, object], key: str) -> str | None:
@@ -272,7 +283,7 @@ def _texts(record: dict[str, object], key: str) -> tuple[str, ...]:
     value = record.get(key)
     if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
         raise InputValueError(f"{key} should be a list of one text or more")
-    return tuple(check_text(key, text) for text in value)
+    return tuple(value)
 
 
 def _candidates(record: dict[str, object]) -> tuple[Candidate, ...]:
@@ -282,4 +293,4 @@ def _candidates(record: dict[str, object]) -> tuple[Candidate, ...]:
         for item in value
     ):
         raise InputValueError("candidates should be a list of objects, each with a text and a source")
-    return tuple(Candidate(check_text("candidates", item["text"]), item["source"]) for item in value)
+    return tuple(Candidate(item["text"], item["source"]) for item in value)
