@@ -202,6 +202,10 @@ def test_bad_outputs_are_refused_before_anything_is_read(tmp_path: Path, templat
         with pytest.raises(InputValueError, match=message):
             convert_instances(rows, out, format="flan")
     assert rows.read_bytes() == before
+    with pytest.raises(InputValueError, match="give 4 or more"):
+        render_instances(rows, templates, "mood", tmp_path / "a.jsonl", longest=0)
+    with pytest.raises(InputValueError, match="examples is -1"):
+        convert_instances(rows, tmp_path / "a.jsonl", examples=-1)
     with pytest.raises(InputValueError, match="split is 'all'"):
         render_instances(rows, templates, "mood", tmp_path / "a.jsonl", split="all")
 

@@ -85,6 +85,8 @@ def read_instances(
         raise InputValueError(f"split is {split!r}: give one of {', '.join(SPLITS)}, or None for all")
     if format is not None and format not in FORMATS:
         raise InputValueError(f"format is {format!r}: give one of {', '.join(FORMATS)}, or None to have it recognised")
+    if examples < 0:
+        raise InputValueError(f"examples is {examples}: give 0 or more")
     ids = _Ids()
     for place, instance in _placed(find_files(source), format, examples, advance):
         if ids.add(instance.id):

@@ -65,6 +65,8 @@ def render_instances(
         InputValueError: of `data`, `templates` or `out`; or no row gives an instance.
     """
     check_output(out)
+    if longest is not None and longest < 4:
+        raise InputValueError(f"values can't be cut to {longest} characters, of which three are dots: give 4 or more")
     if not is_hugging_face(data):
         _refuse_overwriting(find_files(data), out)
     chosen = _chosen(read_templates(templates, dataset, subset), names)
