@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from cappy_lite.errors import CappyError
+from cappy_lite.errors import CappyError, InputValueError
 
 EXAMPLES = """\
 examples:
+  cappy-train instances --data rows.csv --templates templates.tar.gz --dataset ag_news --out ag_news.jsonl.gz
   cappy-train pretrain --data data --out runs/mini
   cappy-train export --run runs/mini --data data --out models/mini --base-model MiniLM-L6-H384 --licence Apache-2.0
   cappy-train import checkpoints/cappy-large --out models/cappy-large --quantise
@@ -30,6 +31,22 @@ examples:
   cappy-train import checkpoints/my-reranker --out models/my-reranker --quantise --calibrate instances.jsonl.gz
   cappy-train import hub:owner/name --out models/name
   cappy-lite rerank --model models/cappy-large 'Name a fruit.' 'An apple.' 'A chair.'
+"""
+
+
+INSTANCES_DESCRIPTION = """\
+Makes a file of instances (instruction, right responses, choices), which the other stages read. With --templates: from
+the rows of a data set (JSON Lines, JSON, CSV or Parquet, gzip too; a folder that Hugging Face datasets saved; or
+hub:NAME, which datasets downloads) and its PromptSource templates. Without: from files of FLAN or
+Super-NaturalInstructions, or of instances, which are checked and put together."""
+
+INSTANCES_EXAMPLES = """\
+examples:
+  cappy-train instances --data 'ag_news-*.csv' --templates templates.tar.gz --dataset ag_news --out ag_news.jsonl.gz
+  cappy-train instances --data hub:nyu-mll/glue --templates promptsource/templates --dataset glue --subset mrpc \\
+    --one-per-row --out mrpc.parquet
+  cappy-train instances --data 'natural-instructions/tasks/*.json' --out superni.jsonl.gz
+  cappy-train instances --list     # the data sets of the Cappy paper
 """
 
 
@@ -54,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     stages = parser.add_subparsers(required=True, metavar="STAGE")
+    _add_instances(stages)
 
     pretrain = stages.add_parser("pretrain", help="train a scorer on regression data; goes on where a run was killed")
     pretrain.add_argument("--data", type=Path, required=True, help="folder with the training files")
@@ -114,6 +132,83 @@ def _parser() -> argparse.ArgumentParser:
     joint.add_argument("--licence", default="not stated", help="licence of the checkpoint (default: %(default)s)")
     joint.set_defaults(run_stage=_import)
     return parser
+
+
+def _add_instances(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "instances",
+        help="make a file of instances, from rows and PromptSource templates, FLAN or Super-NaturalInstructions",
+        description=INSTANCES_DESCRIPTION,
+        epilog=INSTANCES_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", nargs="+", metavar="ROWS", help="files or patterns (quoted), or a data set's folder")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write: .jsonl, .jsonl.gz or .parquet")
+    parser.add_argument("--split", help="the rows' split (default: train; without --templates, what the files say)")
+    parser.add_argument("--list", action="store_true", help="print the data sets of the Cappy paper, and end")
+    rows = parser.add_argument_group("rows and templates")
+    rows.add_argument("--templates", type=Path, help="folder, tar or zip archive of PromptSource's YAML files, or one")
+    rows.add_argument("--dataset", metavar="NAME", help="the data set, as its templates call it")
+    rows.add_argument("--subset", metavar="NAME", help="its subset, if it has any")
+    rows.add_argument(
+        "--template", action="append", metavar="NAME", help="use this template; may be repeated (default: all)"
+    )
+    rows.add_argument("--one-per-row", action="store_true", help="one template a row, drawn at random (default: all)")
+    rows.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
+    rows.add_argument(
+        "--cut",
+        type=int,
+        metavar="N",
+        help="cut each value that a template prints to N characters; PromptSource's default is 2048 (default: whole)",
+    )
+    others = parser.add_argument_group("without templates")
+    others.add_argument(
+        "--format", choices=["instances", "flan", "superni"], help="what the files hold (default: told by their keys)"
+    )
+    others.add_argument(
+        "--examples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of Super-NaturalInstructions: show N positive examples in each instruction (default: %(default)s)",
+    )
+    parser.set_defaults(run_stage=_instances)
+
+
+def _instances(arguments: argparse.Namespace) -> None:
+    if arguments.list:
+        from cappy_train.paper import listed
+
+        print(listed())
+        return
+    if arguments.data is None or arguments.out is None:
+        raise InputValueError("give --data and --out, or --list")
+    data = arguments.data[0] if len(arguments.data) == 1 else arguments.data
+    from cappy_train.rendering import convert_instances, render_instances
+
+    if arguments.templates is None:
+        if arguments.dataset is not None:
+            raise InputValueError("--dataset names the templates to use: give --templates too")
+        count = convert_instances(
+            data, arguments.out, format=arguments.format, split=arguments.split, examples=arguments.examples
+        )
+        print(f"{count:,} instances", file=sys.stderr)
+        return
+    if arguments.dataset is None:
+        raise InputValueError("--templates needs --dataset, which says whose templates to use")
+    done = render_instances(
+        data,
+        arguments.templates,
+        arguments.dataset,
+        arguments.out,
+        subset=arguments.subset,
+        names=arguments.template,
+        one_per_row=arguments.one_per_row,
+        seed=arguments.seed,
+        split=arguments.split or "train",
+        longest=arguments.cut,
+    )
+    print(done, file=sys.stderr)
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:

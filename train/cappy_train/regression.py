@@ -77,7 +77,7 @@ def rendered_rows(data: Path, dataset: str, count: int, *, seed: int) -> list[In
     for members in by_label.values():
         for number, row in members[: count // len(by_label)]:
             options = [render(template, row, id=f"{dataset}:{number}", task=dataset) for template in templates]
-            applicable = [instance for instance in options if instance]
+            applicable = [option for option in options if isinstance(option, Instance)]
             if applicable:
                 instances.append(rng.choice(applicable))
     return instances

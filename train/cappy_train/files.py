@@ -1,0 +1,72 @@
+"""Files by name or pattern, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cappy_lite.errors import InputValueError
+
+# One file, a pattern such as "data/*.jsonl.gz" (** goes down into folders), or several of both.
+Source = str | Path | Sequence[str | Path]
+
+
+def find_files(source: Source) -> list[Path]:
+    """The files that a path, a pattern or several name: each once, those of a pattern in the order of their names.
+
+    Raises:
+        InputValueError: a name stands for no file, or for a folder.
+    """
+    names = [source] if isinstance(source, (str, Path)) else source
+    found = {path: None for name in names for path in _matches(str(name))}
+    if not found:
+        raise InputValueError("no file is named: give a path, or a pattern such as 'data/*.jsonl.gz'")
+    return list(found)
+
+
+def _matches(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        raise InputValueError(f"{path} is a folder: name its files, for example by the pattern '{path / '*.jsonl.gz'}'")
+    if path.exists():
+        return [path]
+    names = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
+    matches = [Path(match) for match in names if Path(match).is_file()]
+    if not matches:
+        raise InputValueError(f"{name}: no such file")
+    return matches
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name to write to beside `path`: it becomes `path` when the block ends well, and goes away when it doesn't.
+
+    What a killed process leaves has the same name, so the next run replaces it.
+
+    Raises:
+        InputValueError: it can't be written; the disk may be full.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise InputValueError(f"{path} can't be written: {error}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
