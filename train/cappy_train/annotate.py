@@ -8,7 +8,7 @@ Rouge-L F-measure over the references.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -96,12 +96,12 @@ def annotate(
         return writer.finish(count)
 
 
-def _plan(paths: Sequence[Path], settings: dict[str, object]) -> Plan:
+def _plan(paths: Sequence[Path], settings: Mapping[str, object]) -> Plan:
     return {
         "stage": "annotate",
         # Another version may give other bytes.
         "versions": {package: metadata.version(package) for package in ("cappy-lite", "pyarrow")},
-        "settings": settings,
+        "settings": dict(settings),
         "inputs": [
             {"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
             for path in tqdm(paths, desc="reading digests", unit=" files", leave=False, disable=None)

@@ -58,7 +58,9 @@ def find_inputs(patterns: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for pattern in map(str, patterns):
-        paths = [Path(pattern)] if Path(pattern).exists() else [Path(name) for name in sorted(glob.glob(pattern))]
+        # Path.glob takes no absolute patterns.
+        names = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))  # noqa: PTH207
+        paths = [Path(name) for name in names]
         if not paths:
             raise InputValueError(f"{pattern}: no such file")
         for path in paths:
@@ -135,7 +137,7 @@ def _open(path: Path) -> _Source:
 class _LinesSource:
     def __init__(self, path: Path, *, zipped: bool) -> None:
         self._path = path
-        self._file = cast(BinaryIO, gzip.open(path, "rb")) if zipped else path.open("rb")
+        self._file = cast(BinaryIO, gzip.open(path, "rb")) if zipped else path.open("rb")  # noqa: SIM115  # see close
         self._line = 0
         self._lines = self._numbered()
 
@@ -157,7 +159,8 @@ class _LinesSource:
     def _numbered(self) -> Iterator[tuple[int, bytes]]:
         """Lines that are not empty, with their numbers from 1."""
         try:
-            for self._line, line in enumerate(self._file, start=1):
+            for line in self._file:
+                self._line += 1
                 if line.strip():
                     yield self._line, line
         except (OSError, EOFError, zlib.error) as error:
@@ -220,7 +223,10 @@ class _ParquetSource:
                     if not wanted and 0 < count <= rows:
                         self._row += count
                         return _Piece(count, SCHEMA.empty_table(), [])
-                    self._batches = self._file.iter_batches(rows, row_groups=[group], columns=self._columns)
+                    # One thread, since others score and write: threads of pyarrow's would only get in their way.
+                    self._batches = self._file.iter_batches(
+                        rows, row_groups=[group], columns=self._columns, use_threads=False
+                    )
         except (OSError, pa.ArrowException) as error:
             raise InputValueError(f"{self._path}, after row {self._row}: can't be read ({error})") from error
         part, rest = self._rest.slice(0, rows), self._rest.slice(rows)

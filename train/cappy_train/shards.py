@@ -1,4 +1,4 @@
-"""Folders of Parquet shards: a shard is written whole or not at all, and the manifest, written last, says what is there.
+"""Folders of Parquet shards: each is written whole or not at all, and the manifest, written last, says what is there.
 
 While a folder is made it has the file unfinished.json: the plan, which is what it is made from and how. A job that was
 killed finds its plan and its shards and goes on; one with another plan is told so. Each shard's footer has the plan's
@@ -104,9 +104,7 @@ class Shards:
             for group, rows in enumerate(shard.row_groups)
         ]
 
-    def read(
-        self, place: RowGroup, *, columns: Sequence[str] | None = None, repeated: Sequence[str] = ()
-    ) -> pa.Table:
+    def read(self, place: RowGroup, *, columns: Sequence[str] | None = None, repeated: Sequence[str] = ()) -> pa.Table:
         """The rows of one row group.
 
         Args:
