@@ -495,6 +495,8 @@ def test_options(tmp_path: Path) -> None:
         annotate([path], out, threads=1.5)  # type: ignore[arg-type]
     with pytest.raises(InputValueError, match="split is 'all'"):
         annotate([path], out, split="all")
+    with pytest.raises(InputTypeError, match="seed must be an int"):
+        annotate([path], out, seed=0.5)  # type: ignore[arg-type]
     with pytest.raises(InputValueError, match="seed is -1"):
         annotate([path], out, seed=-1)
     with pytest.raises(InputValueError, match="no input"):

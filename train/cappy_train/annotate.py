@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from cappy_lite.arguments import check_count
-from cappy_lite.errors import InputValueError
+from cappy_lite.errors import InputTypeError, InputValueError
 from cappy_lite.rouge import rouge_l_pairs
 from cappy_lite.session import available_cpus
 from cappy_train.instance_tables import Block, among, find_inputs, owners, read_blocks, texts
@@ -84,6 +84,8 @@ def annotate(
     workers = available_cpus() if threads is None else check_count("threads", threads)
     if split not in (None, *SPLITS):
         raise InputValueError(f"split is {split!r}: give one of {', '.join(SPLITS)}, or None for all")
+    if not isinstance(seed, int):
+        raise InputTypeError(f"seed must be an int, not {type(seed).__name__}")
     if not 0 <= seed < 2**63:
         raise InputValueError(f"seed is {seed}: give a number from 0 to 2**63 - 1")
     paths = find_inputs(data)
