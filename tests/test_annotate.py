@@ -268,7 +268,7 @@ def long_job(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[
     pq.write_table(table, folder / "c.parquet", row_group_size=37)
     arguments = ["--shard-instances", "20", "--data", str(folder / "a.jsonl"), str(folder / "c.parquet")]
     annotate(arguments[3:], folder / "out", shard_instances=20, threads=1)
-    assert not list((folder / "out").glob("*.part"))
+    assert not list((folder / "out").glob("*.partial"))
     return arguments, contents(folder / "out")
 
 
@@ -302,7 +302,7 @@ def test_goes_on_after_ctrl_c(long_job: tuple[list[str], dict[str, bytes]], tmp_
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130, errors
-    assert not list(out.glob("*.part"))
+    assert not list(out.glob("*.partial"))
     assert (out / "unfinished.json").exists()
     with pytest.raises(InputValueError, match="it goes on"):
         Shards(out)
@@ -317,7 +317,7 @@ def test_makes_what_is_missing(long_job: tuple[list[str], dict[str, bytes]], tmp
         if name not in lost:
             (tmp_path / name).write_bytes(data)
     (tmp_path / "unfinished.json").write_text(json.dumps(json.loads(expected["manifest.json"])["plan"]))
-    (tmp_path / "shard-000003.parquet.part").write_bytes(b"half")
+    (tmp_path / "shard-000003.parquet.partial").write_bytes(b"half")
     assert main(["annotate", *arguments, "--out", str(tmp_path)]) == 0
     assert contents(tmp_path) == expected
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -499,7 +499,7 @@ def test_options(tmp_path: Path) -> None:
         annotate([path], out, seed=0.5)  # type: ignore[arg-type]
     with pytest.raises(InputValueError, match="seed is -1"):
         annotate([path], out, seed=-1)
-    with pytest.raises(InputValueError, match="no input"):
+    with pytest.raises(InputValueError, match="no file is named"):
         annotate([], out)
     assert not out.exists()
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from cappy_lite.errors import InputValueError
-from cappy_train.shards import RowGroup, Shards, open_writer, whole_file, write_json
+from cappy_train.files import written_whole
+from cappy_train.shards import RowGroup, Shards, open_writer, write_json
 
 SCHEMA = pa.schema([("text", pa.string()), ("number", pa.int64())])
 PLAN = {"stage": "test", "settings": {"seed": 1}, "inputs": []}
@@ -105,13 +106,13 @@ def test_a_shard_of_another_plan(tmp_path: Path, folder: Path) -> None:
 def test_a_file_is_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("before")
-    with contextlib.suppress(KeyError), whole_file(path) as part:
+    with contextlib.suppress(KeyError), written_whole(path) as part:
         part.write_text("half")
         raise KeyError
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "before"
-    with whole_file(path) as part:
+    with written_whole(path) as part:
         part.write_text("after")
     assert path.read_text() == "after"
-    with pytest.raises(InputValueError, match="can't be written"), whole_file(tmp_path / "no" / "file") as part:
+    with pytest.raises(InputValueError, match="can't be written"), written_whole(path / "file") as part:
         part.write_text("")

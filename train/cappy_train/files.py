@@ -40,6 +40,10 @@ def _matches(name: str) -> list[Path]:
     return matches
 
 
+# What a file's name has at its end until it is complete.
+PARTIAL = ".partial"
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A name to write to beside `path`: it becomes `path` when the block ends well, and goes away when it doesn't.
@@ -49,7 +53,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         InputValueError: it can't be written; the disk may be full.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -58,7 +62,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise InputValueError(f"{path} can't be written: {error}") from error
+        raise InputValueError(f"{path} can't be written: {error}: make room, or give another --out") from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

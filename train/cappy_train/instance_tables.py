@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import gzip
 import json
 import zlib
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cappy_lite.errors import InputValueError
+from cappy_train.files import Source, find_files
 from cappy_train.instances import SPLITS, Instance, parse_instance
 
 TEXTS = pa.list_(pa.string())
@@ -50,25 +50,15 @@ class Block:
     bad_rows: list[str] = field(default_factory=list)
 
 
-def find_inputs(patterns: Sequence[str | Path]) -> list[Path]:
-    """The files that paths and globs name: in their order, those of a glob by name, each once.
+def find_inputs(source: Source) -> list[Path]:
+    """The files that a path, a pattern or several name, each once.
 
     Raises:
         InputValueError: one names no file, or a Parquet file hasn't the columns of instances.
     """
     found: dict[Path, Path] = {}
-    for pattern in map(str, patterns):
-        # Path.glob takes no absolute patterns.
-        names = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))  # noqa: PTH207
-        paths = [Path(name) for name in names]
-        if not paths:
-            raise InputValueError(f"{pattern}: no such file")
-        for path in paths:
-            if path.is_dir():
-                raise InputValueError(f"{path} is a folder: name its files, for example {path}/*.parquet")
-            found.setdefault(path.resolve(), path)
-    if not found:
-        raise InputValueError("no input: give a file of instances")
+    for path in find_files(source):
+        found.setdefault(path.resolve(), path)
     for path in found.values():
         _open(path).close()
     return list(found.values())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,12 +23,12 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from cappy_lite.errors import InputValueError
+from cappy_train.files import PARTIAL, written_whole
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
 LOCK = ".lock"
-PART = ".part"
 SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
 # The key in a shard's footer.
 FOOTER = b"cappy"
@@ -144,7 +143,7 @@ class ShardWriter:
         # As it will be read again.
         self._plan: Plan = json.loads(json.dumps(plan))
         self._plan_digest = hashlib.sha256(json.dumps(self._plan, sort_keys=True).encode()).hexdigest()
-        for path in folder.glob(f"*{PART}"):  # left by a job that was killed
+        for path in folder.glob(f"*{PARTIAL}"):  # left by a job that was killed
             path.unlink()
         self.finished = (folder / MANIFEST).exists()
         if self.finished:
@@ -191,7 +190,7 @@ class ShardWriter:
             for field in schema
         ]
         footer = {"plan": self._plan_digest, "counts": dict(counts), "notes": list(notes[:MOST_NOTES])}
-        with whole_file(path) as part:
+        with written_whole(path) as part:
             with pq.ParquetWriter(
                 part,
                 pa.schema(written),
@@ -281,31 +280,9 @@ def open_writer(folder: Path, plan: Plan) -> Iterator[ShardWriter]:
         lock.release()
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which becomes `path` at the end, safe on the disk; it vanishes after an error.
-
-    Raises:
-        InputValueError: it can't be written.
-    """
-    part = path.with_name(path.name + PART)
-    try:
-        yield part
-        _sync(part)
-        part.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise InputValueError(
-            f"{path} can't be written ({error}): make room, or give another --out; what is complete stays, and the "
-            "same command goes on from it"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_json(path: Path, value: object) -> None:
     """A JSON file, written whole or not at all."""
-    with whole_file(path) as part:
+    with written_whole(path) as part:
         part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -320,14 +297,6 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputValueError(f"{path} can't be read ({error})") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
