@@ -7,16 +7,17 @@ the domain "cappy". `joint_twin` makes a graph of ONNX Runtime's operators alone
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from cappy_lite.session import CONTEXT, INPUTS, KEPT_TOKENS, OUTPUT, kept_outputs
 from cappy_train.graph_builder import RUNTIME_DOMAIN, GraphBuilder
-from cappy_train.network import ScorerNetwork
+from cappy_train.network import NetworkConfig, ScorerNetwork
 
 FloatArray = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
@@ -117,6 +118,39 @@ def graph_weights(network: ScorerNetwork) -> GraphWeights:
     return GraphWeights(config.layers, config.heads, config.layer_norm_eps, embeddings, linears, norms)
 
 
+def scorer_network(weights: GraphWeights) -> ScorerNetwork:
+    """The network with such weights, in float32: what `graph_weights` takes apart, put together again.
+
+    weights: in float32, as `float_weights` gives them.
+    """
+    tables = {kind: np.asarray(table) for kind, table in weights.embeddings.items()}
+    arrays = {f"{kind}.weight": table for kind, table in tables.items()}
+    for name, norm in weights.norms.items():
+        arrays |= {f"{name}.weight": norm.gain, f"{name}.bias": norm.bias}
+    for name, linear in weights.linears.items():
+        if name.endswith(".key_value"):
+            continue
+        weight, bias = np.asarray(linear.weight, dtype=np.float32), linear.bias
+        if name.endswith(".query"):
+            layer = name.removesuffix("query")
+            others = weights.linears[f"{layer}key_value"]
+            weight, bias = np.hstack([weight, others.weight]), np.concatenate([bias, others.bias])
+            name = f"{layer}query_key_value"
+        arrays |= {f"{name}.weight": weight.T, f"{name}.bias": bias}
+    config = NetworkConfig(
+        vocabulary=len(tables["word_embeddings"]),
+        hidden=weights.hidden,
+        layers=weights.layers,
+        heads=weights.heads,
+        feed_forward=len(weights.linears["layers.0.intermediate"].bias),
+        positions=len(tables["position_embeddings"]),
+        layer_norm_eps=weights.layer_norm_eps,
+    )
+    network = ScorerNetwork(config)
+    network.load_state_dict({name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()})
+    return network.eval()
+
+
 def packed_graph(weights: GraphWeights) -> onnx.ModelProto:
     """The graph over one packed row: int64 inputs as PackedRow's arrays, output `logits`, float32 (n,).
 
@@ -176,6 +210,22 @@ def read_weights(graph: onnx.ModelProto) -> GraphWeights:
     (epsilon,) = (each.f for each in nodes["embedding_norm"].attribute if each.name == "epsilon")
     layers = sum(name.endswith(".context") for name in nodes)
     return GraphWeights(layers, attributes["heads"], epsilon, embeddings, linears, norms)
+
+
+def float_weights(weights: GraphWeights) -> GraphWeights:
+    """The same weights in float32: what the layers compute but for the rounding of their inputs."""
+    linears: dict[str, Linear | QuantisedLinear] = {}
+    for name, linear in weights.linears.items():
+        if isinstance(linear, QuantisedLinear):
+            exact = linear.input_gain[:, None] * linear.weight * linear.weight_scales
+            linears[name] = Linear(exact.astype(np.float32), linear.bias)
+        else:
+            linears[name] = linear
+    embeddings: dict[str, FloatArray | QuantisedTable] = {
+        kind: table.table * table.scales if isinstance(table, QuantisedTable) else table
+        for kind, table in weights.embeddings.items()
+    }
+    return replace(weights, linears=linears, embeddings=embeddings)
 
 
 def packed(weight: Int8Array) -> Int8Array:
