@@ -16,8 +16,8 @@ from cappy_train.network import ScorerNetwork
 def network_of(folder: Path) -> ScorerNetwork:
     """The network of a model folder, in float32.
 
-    Its weights are those of the float32 twin (model.fp32.onnx) where that lies in the folder, else the graph's own 8-bit
-    ones times their scales: then its scores are the graph's but for the rounding of what layers read.
+    Its weights are those of the float32 twin (model.fp32.onnx) where that lies in the folder, else the 8-bit ones
+    times their scales: then its scores are the graph's but for the rounding of what layers read.
 
     Args:
         folder: a model folder of graph `shared`, with a sigmoid for its score, such as an export made.
@@ -34,12 +34,16 @@ def network_of(folder: Path) -> ScorerNetwork:
             "cappy-mini, or another such model"
         )
     if (config.cls_token, config.sep_token) != ("[CLS]", "[SEP]"):
-        raise InputValueError(f"{folder} has the special tokens {config.cls_token} and {config.sep_token}: give a model "
-                              "with [CLS] and [SEP]")
+        raise InputValueError(
+            f"{folder} has the special tokens {config.cls_token} and {config.sep_token}: give a model "
+            "with [CLS] and [SEP]"
+        )
     check_files(folder, config)
     exact = folder / FLOAT_GRAPH_FILE
     path = exact if exact.exists() else folder / GRAPH_FILE
     try:
         return scorer_network(float_weights(read_weights(onnx.load(path))))
     except Exception as error:  # of protobuf, of onnx, of a graph that isn't ours: of many kinds
-        raise ModelError(f"{path} holds no graph that cappy-train export made ({error}): export the model again") from error
+        raise ModelError(
+            f"{path} holds no graph that cappy-train export made ({error}): export the model again"
+        ) from error
