@@ -260,7 +260,7 @@ def compare(questions: Sequence[Question], gains: Mapping[Method, FloatArray], *
     partial = [method for method in gains if results[method]["answered"] < len(questions)]
     if partial:
         samples = _resampled(questions, np.nan_to_num([gains[method] for method in partial]), seed).mean(axis=2)
-        for method, own in zip(partial, samples.T, strict=True):
+        for method, own in zip(partial, samples, strict=True):
             results[method]["zero_where_missing"] = estimate(own)
     return {
         "questions": len(questions),

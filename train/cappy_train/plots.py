@@ -79,8 +79,9 @@ def distribution_plot(title: str, histogram: Mapping[str, Sequence[int]]) -> str
     shares = {name: [one / max(sum(counts), 1) for one in counts] for name, counts in histogram.items()}
     top = max(max(own) for own in shares.values())
     axes = Axes(0, 1, 0, top)
-    y_ticks = {top * part / 4: f"{100 * top * part / 4:.0f}%" for part in range(5)}
-    parts = axes.draw({value: f"{value:g}" for value in TICKS}, y_ticks, "score", "share of the right, of the wrong")
+    parts = axes.draw(
+        {value: f"{value:g}" for value in TICKS}, _percent_ticks(0, top), "score", "of the right, of the wrong, %"
+    )
     width = (axes.x(1) - axes.x(0)) / count / len(shares) - 0.5
     for number, own in enumerate(shares.values()):
         parts += [
@@ -97,12 +98,11 @@ def best_of_plot(title: str, sizes: Sequence[int], curves: Sequence[Mapping[str,
     ends = [value[end] for curve in curves for value in curve["values"] for end in ("low", "high")]
     low, high = min(ends), max(ends)
     room = max((high - low) * 0.05, 0.01)
-    axes = Axes(0, max(log2(sizes[-1]), 1), low - room, high + room)
-    y_ticks = {low + (high - low) * part / 4: f"{100 * (low + (high - low) * part / 4):.0f}" for part in range(5)}
+    axes = Axes(0, log2(sizes[-1]), low - room, high + room)
     # The largest size may be no power of 2, and then too near to the last one that is.
     labelled = [size for size in sizes[:-1] if size * 1.3 < sizes[-1]] + [sizes[-1]]
     x_ticks = {log2(size): str(size) for size in labelled}
-    parts = axes.draw(x_ticks, y_ticks, "responses to pick from", y_label)
+    parts = axes.draw(x_ticks, _percent_ticks(low - room, high + room), "responses to pick from", y_label)
     places = [axes.x(log2(size)) for size in sizes]
     for number, curve in enumerate(curves):
         lows, highs = ([axes.y(value[end]) for value in curve["values"]] for end in ("low", "high"))
@@ -160,6 +160,12 @@ def swatch(number: int, kind: str) -> str:
         "mark": f'<line class="s{number}" stroke="currentColor" stroke-width="2.5" x1="13" x2="13" y1="0" y2="12"/>',
     }[kind]
     return f'<svg class="swatch" viewBox="0 0 26 12" aria-hidden="true">{shape}</svg>'
+
+
+def _percent_ticks(low: float, high: float) -> dict[float, str]:
+    """Round numbers between two shares, in per cent, six at most."""
+    step = next((step for step in (1, 2, 5, 10, 20) if (high - low) * 100 / step <= 5), 50)
+    return {number / 100: str(number) for number in range(-1000, 1000, step) if low * 100 <= number <= high * 100}
 
 
 def _line(number: int, points: Sequence[tuple[float, float]]) -> str:

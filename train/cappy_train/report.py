@@ -17,7 +17,7 @@ TITLES = {
     "distractors": "References among distractors",
 }
 RULES = {
-    "classification": "A question is an instance with choices, and its pick is right or wrong: averages are accuracies.",
+    "classification": "A question is an instance with choices. A pick is right or wrong: averages are accuracies.",
     "generation": "A question is an instance with recorded responses. A pick is worth its best Porter-stemmed Rouge-L "
     "F-measure over the references (1 if it is one but for case and spaces); for an instance with choices, 1 if it is "
     "a reference but for case and spaces, else 0.",
@@ -28,8 +28,8 @@ RULES = {
 METHODS = {
     "models": "the candidate of the highest score",
     "systems": "every recorded source by itself: the mean over its responses to an instance",
-    "self-score": "the response that its own generator finds most likely, by the log-likelihood of all its tokens (sum) "
-    "or of a token (mean), among the responses whose likelihood is recorded",
+    "self-score": "the response that its own generator finds most likely, by the log-likelihood of all its tokens "
+    "(sum) or of a token (mean), among the responses whose likelihood is recorded",
     "consensus": "the response that has the highest mean Rouge-L with the other recorded ones, repetitions included",
     "majority class": "the place among the choices that is right most often in this very set, by template",
     "longest": "the candidate of the most characters",
@@ -111,7 +111,7 @@ def _method_table(section: Mapping[str, Any]) -> Table:
     head = ["method", *(["answers", "none is 0"] if partial else []), "average", "from random to oracle"]
     rows = [
         [
-            method["name"],
+            _name(method),
             *([f"{method['answered']:,}", _percent(method.get("zero_where_missing"))] if partial else []),
             _percent(method["average"]),
             _percent(method["closed"]),
@@ -134,7 +134,7 @@ def _task_table(section: Mapping[str, Any]) -> Table:
         [task, f"{count:,}", *(_value(method["tasks"].get(task)) for method in methods)]
         for task, count in section["questions_by_task"].items()
     ]
-    return Table("By task, in %.", ["task", "questions", *(method["name"] for method in methods)], rows)
+    return Table("By task, in %.", ["task", "questions", *map(_name, methods)], rows)
 
 
 def _best_of_table(best_of: Mapping[str, Any]) -> Table:
@@ -247,7 +247,7 @@ def _task_figure(section: Mapping[str, Any]) -> str:
     values = [{task: one["value"] for task, one in method["tasks"].items()} for method in (*bars, *marks)]
     title = "By task, in %: the models, the best single system and rule, random and oracle"
     plot = task_bars(title, list(section["questions_by_task"]), values[: len(bars)], values[len(bars) :])
-    legend = [(method["name"], "bar") for method in bars] + [(method["name"], "mark") for method in marks]
+    legend = [(_name(method), "bar") for method in bars] + [(_name(method), "mark") for method in marks]
     return _figure(title, plot, legend)
 
 
@@ -264,8 +264,8 @@ def _html_table(table: Table) -> str:
     )
     caption = _text(table.caption)
     return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n"
+        f'<p class="caption">{caption}</p>\n<div class="wide" role="region" tabindex="0" aria-label="Table. {caption}">'
+        f'<table aria-label="{caption}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n'
     )
 
 
@@ -278,6 +278,10 @@ def _markdown_table(table: Table) -> str:
 def _text(text: str) -> str:
     """Text as it stands in a page; what XML can't hold is replaced."""
     return escape("".join(c if c >= " " or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+def _name(method: Mapping[str, Any]) -> str:
+    return f"{method['name']} (system)" if method["kind"] == "system" else str(method["name"])
 
 
 def _percent(estimate: Mapping[str, float] | None) -> str:
@@ -310,17 +314,16 @@ body { margin: 0; background: var(--ground); color: var(--ink); font: 1rem/1.5 s
 main { max-width: 68rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; overflow-wrap: anywhere; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 p, dl { max-width: 45rem; } dt { font-weight: 600; } dd { margin: 0 0 .4rem 1rem; }
-.wide { overflow-x: auto; margin: 1rem 0; }
+.wide { overflow-x: auto; margin: 0 0 1rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--muted); padding-bottom: .4rem; max-width: 45rem; }
+.caption { font-size: .875rem; color: var(--muted); margin: 1.5rem 0 .4rem; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; vertical-align: bottom; }
 thead th { border-bottom: 2px solid var(--grid); white-space: normal; min-width: 4rem; }
 th:first-child { text-align: left; font-weight: 500; position: sticky; left: 0; background: var(--ground);
-  white-space: normal; min-width: 7rem; max-width: 14rem; overflow-wrap: anywhere; }
+  white-space: normal; min-width: 8.5rem; max-width: min(20rem, 45vw); overflow-wrap: anywhere; }
 tbody tr:nth-child(even) > * { background: var(--stripe); }
-.figures { display: grid; gap: 1.5rem; align-items: start;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
-figure { margin: 0; max-width: 32rem; } figcaption { font-weight: 600; font-size: .875rem; margin-bottom: .3rem; }
+.figures { columns: 20rem; column-gap: 2rem; }
+figure { margin: 0 0 1.5rem; max-width: 26rem; break-inside: avoid; } figcaption { font-weight: 600; font-size: .875rem; margin-bottom: .3rem; }
 .plot { display: block; width: 100%; height: auto; font-size: 11px; } .plot text { fill: var(--muted); }
 .grid { stroke: var(--grid); } .tick { stroke: var(--muted); } .guide { stroke: var(--muted); stroke-dasharray: 3 3; }
 .track { fill: var(--grid); } .band { fill: currentColor; opacity: .15; }
