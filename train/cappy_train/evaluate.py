@@ -274,8 +274,9 @@ def resampled_sums(
 
 def estimate(samples: FloatArray) -> dict[str, float]:
     """{value, low, high} of a figure and of its resamples, (1 + resamples,): the 95 % interval of their percentiles."""
-    low, high = np.percentile(samples[1:], [2.5, 97.5])
-    return {"value": round(float(samples[0]), 5), "low": round(float(low), 5), "high": round(float(high), 5)}
+    figures = samples[0], *np.percentile(samples[1:], [2.5, 97.5])
+    # + 0, so that there is no -0.0.
+    return {name: round(float(figure), 5) + 0 for name, figure in zip(("value", "low", "high"), figures, strict=True)}
 
 
 def dev_questions(data: Path, *, limit: int | None = None) -> dict[str, list[Question]]:

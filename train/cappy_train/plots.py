@@ -39,19 +39,19 @@ class Axes:
         left, right, bottom = self.x(self.x_low), self.x(self.x_high), self.y(self.y_low)
         parts = [
             f'<line class="grid" x1="{left}" x2="{right}" y1="{self.y(value)}" y2="{self.y(value)}"/>'
-            f'<text x="{left - 4}" y="{self.y(value) + 3.5}" text-anchor="end">{escape(label)}</text>'
+            f'<text x="{left - 4}" y="{self.y(value) + 3.5}" text-anchor="end">{as_text(label)}</text>'
             for value, label in y_ticks.items()
         ]
         parts += [
             f'<line class="tick" x1="{self.x(value)}" x2="{self.x(value)}" y1="{bottom}" y2="{bottom + 4}"/>'
-            f'<text x="{self.x(value)}" y="{bottom + 15}" text-anchor="middle">{escape(label)}</text>'
+            f'<text x="{self.x(value)}" y="{bottom + 15}" text-anchor="middle">{as_text(label)}</text>'
             for value, label in x_ticks.items()
         ]
         middle = (TOP + HEIGHT - BOTTOM) / 2
         return [
             *parts,
-            f'<text x="{(left + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>',
-            f'<text transform="rotate(-90) translate({-middle} 10)" text-anchor="middle">{escape(y_label)}</text>',
+            f'<text x="{(left + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{as_text(x_label)}</text>',
+            f'<text transform="rotate(-90) translate({-middle} 10)" text-anchor="middle">{as_text(y_label)}</text>',
         ]
 
 
@@ -131,7 +131,7 @@ def task_bars(
     parts: list[str] = []
     top = 0
     for task in tasks:
-        parts.append(f'<text x="{left}" y="{top + 12}">{escape(task)}</text>')
+        parts.append(f'<text x="{left}" y="{top + 12}">{as_text(task)}</text>')
         for number, values in enumerate(bars):
             y = top + head + number * (bar + 1)
             if task in values:
@@ -150,6 +150,11 @@ def task_bars(
                 )
         top = foot + 6
     return _svg(title, top, parts)
+
+
+def as_text(text: str) -> str:
+    """Text as it stands in a page; what XML can't hold is replaced."""
+    return escape("".join(c if c >= " " or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def swatch(number: int, kind: str) -> str:
@@ -178,6 +183,6 @@ def _line(number: int, points: Sequence[tuple[float, float]]) -> str:
 
 def _svg(title: str, height: float, parts: Sequence[str]) -> str:
     return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{as_text(title)}">'
+        f"<title>{as_text(title)}</title>{''.join(parts)}</svg>"
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from cappy_train.plots import best_of_plot, calibration_plot, distribution_plot, swatch, task_bars
+from cappy_train.plots import as_text, best_of_plot, calibration_plot, distribution_plot, swatch, task_bars
 
 TITLES = {
     "classification": "Choices",
@@ -183,7 +182,7 @@ def _reliability_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
 def page(report: Mapping[str, Any]) -> str:
     """The HTML page, which is well-formed XML too. It asks the network for nothing, and its policy forbids that."""
     sections = [_section(name, section) for name, section in report["sections"].items()]
-    glossary = "".join(f"<dt>{_text(name)}</dt><dd>{_text(rule)}</dd>" for name, rule in METHODS.items())
+    glossary = "".join(f"<dt>{as_text(name)}</dt><dd>{as_text(rule)}</dd>" for name, rule in METHODS.items())
     return f"""\
 <!DOCTYPE html>
 <html lang="en">
@@ -191,13 +190,13 @@ def page(report: Mapping[str, Any]) -> str:
 <meta charset="utf-8"/>
 <meta name="viewport" content="width=device-width, initial-scale=1"/>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"/>
-<title>{_text(heading(report))}</title>
+<title>{as_text(heading(report))}</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <main>
-<h1>{_text(heading(report))}</h1>
-<p>{_text(about(report))}</p>
+<h1>{as_text(heading(report))}</h1>
+<p>{as_text(about(report))}</p>
 {"".join(sections)}
 <section>
 <h2>What picks</h2>
@@ -252,17 +251,17 @@ def _task_figure(section: Mapping[str, Any]) -> str:
 
 
 def _figure(title: str, plot: str, legend: Sequence[tuple[str, str]]) -> str:
-    signs = "".join(f"<li>{swatch(number, kind)} {_text(name)}</li>" for number, (name, kind) in enumerate(legend))
-    return f'<figure><figcaption>{_text(title)}</figcaption>{plot}<ul class="legend">{signs}</ul></figure>\n'
+    signs = "".join(f"<li>{swatch(number, kind)} {as_text(name)}</li>" for number, (name, kind) in enumerate(legend))
+    return f'<figure><figcaption>{as_text(title)}</figcaption>{plot}<ul class="legend">{signs}</ul></figure>\n'
 
 
 def _html_table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in table.head)
+    head = "".join(f'<th scope="col">{as_text(cell)}</th>' for cell in table.head)
     rows = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in row[1:])}</tr>\n'
+        f'<tr><th scope="row">{as_text(row[0])}</th>{"".join(f"<td>{as_text(cell)}</td>" for cell in row[1:])}</tr>\n'
         for row in table.rows
     )
-    caption = _text(table.caption)
+    caption = as_text(table.caption)
     return (
         f'<p class="caption">{caption}</p>\n<div class="wide" role="region" tabindex="0" aria-label="Table. {caption}">'
         f'<table aria-label="{caption}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n'
@@ -275,11 +274,6 @@ def _markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-def _text(text: str) -> str:
-    """Text as it stands in a page; what XML can't hold is replaced."""
-    return escape("".join(c if c >= " " or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
 def _name(method: Mapping[str, Any]) -> str:
     return f"{method['name']} (system)" if method["kind"] == "system" else str(method["name"])
 
@@ -288,12 +282,16 @@ def _percent(estimate: Mapping[str, float] | None) -> str:
     """In per cent with the interval, where there is one."""
     if estimate is None:
         return ""
-    value, low, high = (f"{100 * estimate[key]:.1f}" for key in ("value", "low", "high"))
+    value, low, high = (_hundredths(estimate[key]) for key in ("value", "low", "high"))
     return value if low == value == high else f"{value} [{low}, {high}]"
 
 
 def _value(estimate: Mapping[str, float] | None) -> str:
-    return "" if estimate is None else f"{100 * estimate['value']:.1f}"
+    return "" if estimate is None else _hundredths(estimate["value"])
+
+
+def _hundredths(share: float) -> str:
+    return f"{round(100 * share, 1) + 0:.1f}"  # + 0, so that there is no -0.0
 
 
 def _number(estimate: Mapping[str, float] | None) -> str:
@@ -323,7 +321,8 @@ th:first-child { text-align: left; font-weight: 500; position: sticky; left: 0; 
   white-space: normal; min-width: 8.5rem; max-width: min(20rem, 45vw); overflow-wrap: anywhere; }
 tbody tr:nth-child(even) > * { background: var(--stripe); }
 .figures { columns: 20rem; column-gap: 2rem; }
-figure { margin: 0 0 1.5rem; max-width: 26rem; break-inside: avoid; } figcaption { font-weight: 600; font-size: .875rem; margin-bottom: .3rem; }
+figure { margin: 0 0 1.5rem; max-width: 26rem; break-inside: avoid; }
+figcaption { font-weight: 600; font-size: .875rem; margin-bottom: .3rem; }
 .plot { display: block; width: 100%; height: auto; font-size: 11px; } .plot text { fill: var(--muted); }
 .grid { stroke: var(--grid); } .tick { stroke: var(--muted); } .guide { stroke: var(--muted); stroke-dasharray: 3 3; }
 .track { fill: var(--grid); } .band { fill: currentColor; opacity: .15; }
