@@ -78,7 +78,7 @@ def test_it_can_be_trained(model: Path) -> None:
 
 
 def test_a_joint_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputValueError, match="graph joint .* give cappy-mini"):
+    with pytest.raises(InputValueError, match=r"graph joint .* give cappy-mini"):
         network_of(write_tiny_joint(tmp_path / "joint"))
 
 

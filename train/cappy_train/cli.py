@@ -74,6 +74,20 @@ examples:
 """
 
 
+ADAPT_DESCRIPTION = """\
+Adapts a model to a task, by the task's own instances with candidates: recorded ones, or sampled from a language model
+first (--generator, --api). Candidates are labelled as annotate does; choices are candidates too. It learns from split
+train and stops early by split dev, or by a fifth of train where there is no dev; split test is for the report alone. If
+nothing is better than the start, the result is the start. The same command goes on where it was killed."""
+
+ADAPT_EXAMPLES = """\
+examples:
+  cappy-train adapt --data recorded.jsonl.gz --out models/mine
+  cappy-train adapt --data 'examples/*.parquet' --model models/other --out models/mine --epochs 2
+  cappy-lite rerank --model models/mine 'Name a fruit.' 'An apple.' 'A chair.'
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 1 after an error, or 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
@@ -111,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--learning-rate", type=float, help="peak learning rate")
     pretrain.add_argument("--seed", type=int, help="of data, batches and the new head")
     pretrain.set_defaults(run_stage=_pretrain)
+
+    _add_adapt(stages)
 
     export = stages.add_parser("export", help="make a model folder from a run, quantised and checked")
     export.add_argument("--run", type=Path, required=True, help="folder of the training run")
@@ -337,6 +353,48 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     given = {field.name: getattr(arguments, field.name, None) for field in fields(Settings)}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     pretrain(arguments.data, arguments.base or packaged_minilm(), arguments.out, settings)
+
+
+def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "adapt",
+        help="fine-tune a model on a task's own instances with candidates, into a model folder with a report",
+        description=ADAPT_DESCRIPTION,
+        epilog=ADAPT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", nargs="+", required=True, metavar="INSTANCES", help="files, folders of shards, globs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="model folder to write; a new one")
+    parser.add_argument(
+        "--model",
+        default="cappy-mini",
+        metavar="NAME|FOLDER",
+        help="what to start from: a shipped model, or a folder that export or adapt made (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--run", type=Path, metavar="FOLDER", help="folder for shards and checkpoints (default: --out with .run)"
+    )
+    parser.add_argument("--epochs", type=float, metavar="X", help="the most passes over the instances (default: 4)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-4, metavar="X", help="the peak (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
+    parser.set_defaults(run_stage=_adapt)
+
+
+def _adapt(arguments: argparse.Namespace) -> None:
+    from cappy_train.adapt import adapt, markdown
+
+    report = adapt(
+        arguments.data,
+        arguments.out,
+        model=arguments.model,
+        run=arguments.run,
+        epochs=arguments.epochs,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+    )
+    print(markdown(report))
 
 
 def _export(arguments: argparse.Namespace) -> None:
