@@ -14,7 +14,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,9 +25,9 @@ import numpy as np
 from cappy_lite.errors import InputValueError
 from cappy_lite.models import TOKENIZER_FILE, canonical, model_folder, read_config
 from cappy_lite.scorer import Scorer
-from cappy_train.annotate import CHOICE, annotate
+from cappy_train.annotate import CHOICE
 from cappy_train.baselines import consensus_gains, has_likelihoods, self_score_gains, system_gains
-from cappy_train.batches import Packer, network_scores
+from cappy_train.batches import LabelledRow, Packer, network_scores
 from cappy_train.card import ADAPTED
 from cappy_train.evaluate import (
     FloatArray,
@@ -43,11 +43,11 @@ from cappy_train.evaluate import (
 from cappy_train.evaluation import CONSENSUS, ORACLE, RANDOM, SELF_SCORES, Method, compare, model_scores
 from cappy_train.export import CONFIG_FILE, training_figures, write_model
 from cappy_train.files import Source, find_files, folder_written_whole
-from cappy_train.instances import Candidate, Instance, read_instances, write_instances
+from cappy_train.instances import Candidate, Instance, read_instances
 from cappy_train.network import ScorerNetwork
 from cappy_train.read_back import network_of
-from cappy_train.shards import Shards, file_digest, write_json
-from cappy_train.streaming import Rows, ShardRows, draw_responses
+from cappy_train.shards import file_digest, write_json
+from cappy_train.streaming import ListedRows, draw_responses
 from cappy_train.training import Settings, train, trained_network
 
 if TYPE_CHECKING:  # nothing of it is loaded where candidates are recorded
@@ -62,9 +62,14 @@ MOST_TESTED = 2000
 CALIBRATING = 128
 CHECKED = 384
 # Passes over the examples, or more where these would be few steps.
-EPOCHS = 4
-LEAST_STEPS = 60
+EPOCHS = 3
+LEAST_STEPS = 30
 WARMUP = 0.1
+# Picks are what counts: the best candidate of an instance against its others, and no scores for their own sake.
+LOSSES = {"listwise": 1.0}
+TEMPERATURE = 0.1
+# Instances whose candidates are labelled at a time.
+LABELLED_TOGETHER = 1024
 # Evaluations on the held-out part: so many an epoch, and at most so many steps apart.
 EVALUATIONS_PER_EPOCH = 2
 MOST_STEPS_APART = 200
@@ -76,7 +81,7 @@ MEASURED_ROWS = 256
 # Tasks that a model card names.
 NAMED_TASKS = 4
 
-TRAIN_FILE, PLAN = "train.parquet", "plan.json"
+PLAN = "plan.json"
 REPORT, REPORT_TABLE = "adaptation.json", "adaptation.md"
 BEFORE, AFTER = Method("model", "before"), Method("model", "after")
 
@@ -89,7 +94,7 @@ def adapt(
     run: Path | None = None,
     sampler: Sampler | None = None,
     epochs: float | None = None,
-    learning_rate: float = 1e-4,
+    learning_rate: float = 5e-5,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Adapts a model to the tasks of some instances; `out` is then a model folder, with a report beside the model.
@@ -104,9 +109,9 @@ def adapt(
         data: files of instances, as `read_instances` takes them, with candidates, or choices, or to be sampled.
         out: the model folder to write; it must not exist.
         model: what to start from: a shipped model's name, or a model folder of graph `shared`.
-        run: folder for shards and checkpoints; None: `out` with .run after its name.
+        run: folder for checkpoints and sampled candidates; None: `out` with .run after its name.
         sampler: a language model that gives every instance candidates first; None: candidates are recorded.
-        epochs: the most passes over the examples; None: 4, and more where these are few steps.
+        epochs: the most passes over the examples; None: 3, and more where these are few steps.
         learning_rate: the peak.
         seed: of all that is drawn at random.
 
@@ -133,14 +138,13 @@ def adapt(
 
         files = sample(files, run / "sampled", sampler).paths()
     clock.ends("sampling")
-    examples = split_examples(files, run / TRAIN_FILE, seed=seed)
-    annotate([run / TRAIN_FILE], run / "pairs", seed=seed)
+    examples = read_examples(files, seed=seed)
+    held_out = sample_evenly(pick_questions(examples.held_out), MOST_HELD_OUT)
     clock.ends("labels")
 
-    held_out = sample_evenly(pick_questions(examples.held_out), MOST_HELD_OUT)
-    packer, rows = Packer(start / TOKENIZER_FILE), ShardRows(run / "pairs", seed=seed)
+    packer, rows = Packer(start / TOKENIZER_FILE), ListedRows(examples.rows)
     settings = fitting_settings(
-        rows, packer, network.config.positions, epochs=epochs, learning_rate=learning_rate, seed=seed
+        examples.rows, packer, network.config.positions, epochs=epochs, learning_rate=learning_rate, seed=seed
     )
     before = mean_gain(held_out, network, packer)
     train(network, rows, start / TOKENIZER_FILE, run, settings, dev=held_out)
@@ -152,7 +156,7 @@ def adapt(
     with folder_written_whole(out) as folder:
         if after > before:
             identity = _identity(start, out.resolve().name, network.config.positions)
-            _write_adapted(folder, trained, run, held_out, identity, figures)
+            _write_adapted(folder, trained, start / TOKENIZER_FILE, examples.rows, held_out, identity, figures)
         else:
             _copy_model(start, folder)
         clock.ends("export")
@@ -181,22 +185,25 @@ def adapt(
 class Examples:
     """The instances of some files by their use. Those without any candidate or choice are left out.
 
-    trained_on: how many the file of training instances has.
+    rows: to train on, of split train: candidates and choices, labelled by what a pick of them is worth.
     held_out: what training is stopped by.
     held_out_of: the split that they are of: dev, or train if the data has no dev.
     test: those of split test.
     left_out: how many had neither candidates nor choices.
+    alike: how many of split train have candidates that are all worth the same, and so teach no choice between them.
     """
 
-    trained_on: int
+    rows: list[LabelledRow]
     held_out: list[Instance]
     held_out_of: str
     test: list[Instance]
     left_out: int
+    alike: int
 
     def counts(self) -> dict[str, int | str]:
         return {
-            "train": self.trained_on,
+            "train": len(self.rows),
+            "candidates all alike": self.alike,
             "held out": len(self.held_out),
             "held out of": self.held_out_of,
             "test": len(self.test),
@@ -204,14 +211,14 @@ class Examples:
         }
 
 
-def split_examples(files: Sequence[Path], train_file: Path, *, seed: int) -> Examples:
-    """Writes the instances to train on into a file, and gives the others.
+def read_examples(files: Sequence[Path], *, seed: int) -> Examples:
+    """Reads instances, and labels those to train on.
 
     Where there are none of split dev, those of some examples of split train are held out: HELD_OUT_SHARE, at most
     MOST_HELD_OUT. Which ones follows from the seed and their ids, and all renderings of an example go together.
 
     Raises:
-        InputValueError: there are none to train on or to hold out, or none has candidates.
+        InputValueError: there are none to train on or to hold out, or none has candidates that differ in worth.
     """
     held_out: list[Instance] = []
     test: list[Instance] = []
@@ -240,17 +247,28 @@ def split_examples(files: Sequence[Path], train_file: Path, *, seed: int) -> Exa
             raise InputValueError(f"{named}: one example can't be both learned from and held out: give two at least")
         split, count = "train", min(max(round(HELD_OUT_SHARE * len(places)), 1), MOST_HELD_OUT)
         limit = sorted(places)[count - 1]
-        in_train = read_instances(files, split="train")
-        held_out = [one for one in in_train if (one.candidates or one.choices) and _place(one, seed) <= limit]
-    trained_on = write_instances(
-        train_file,
-        (
-            instance
-            for instance in read_instances(files, split="train")
-            if (instance.candidates or instance.choices) and _place(instance, seed) > limit
-        ),
-    )
-    return Examples(trained_on, held_out, split, test, left_out)
+        held_out = [one for one in _to_learn(files) if _place(one, seed) <= limit]
+    labelled = list(labelled_rows(one for one in _to_learn(files) if _place(one, seed) > limit))
+    rows = [row for row in labelled if min(row.labels) < max(row.labels)]
+    if not rows:
+        raise InputValueError(
+            f"{named}: in no instance of split train do candidates differ in what they are worth: give more of them, "
+            "or other candidates"
+        )
+    return Examples(rows, held_out, split, test, left_out, len(labelled) - len(rows))
+
+
+def _to_learn(files: Sequence[Path]) -> Iterator[Instance]:
+    instances = read_instances(files, split="train")
+    return (instance for instance in instances if instance.candidates or instance.choices)
+
+
+def labelled_rows(instances: Iterable[Instance]) -> Iterator[LabelledRow]:
+    """A row an instance: its distinct candidates and choices, each with the gain of a pick of it."""
+    remaining = iter(instances)
+    while block := list(islice(remaining, LABELLED_TOGETHER)):
+        for question in pick_questions(block):
+            yield LabelledRow(question.instruction, question.candidates, tuple(question.gains.tolist()))
 
 
 def _place(instance: Instance, seed: int) -> int:
@@ -274,26 +292,34 @@ def with_choices(instance: Instance) -> Instance:
 
 
 def fitting_settings(
-    rows: Rows, packer: Packer, max_tokens: int, *, epochs: float | None, learning_rate: float, seed: int
+    rows: Sequence[LabelledRow],
+    packer: Packer,
+    max_tokens: int,
+    *,
+    epochs: float | None,
+    learning_rate: float,
+    seed: int,
 ) -> Settings:
     """Settings for some rows: how often to evaluate, and how long to train, depends on how many tokens there are."""
     settings = Settings(
         seed=seed,
+        batches_per_step=1,
         short=max_tokens,
         long=max_tokens,
+        losses=LOSSES,
+        temperature=TEMPERATURE,
         learning_rate=learning_rate,
         warmup=WARMUP,
         checkpoint_every=CHECKPOINT_STEPS,
         patience=PATIENCE,
     )
-    sample = [draw_responses(row, settings.responses, random.Random(seed)) for row in rows.read(0, 0)[:MEASURED_ROWS]]
-    lengths = [row.length for row in packer.token_rows(sample, [max_tokens] * len(sample))]
-    # An epoch's rows are a window's times the ratio of their sizes.
-    count = sum(rows.sizes(0)) / rows.sizes(0)[0] * len(rows.read(0, 0))
-    per_epoch = count * sum(lengths) / len(lengths) / (settings.batch_tokens * settings.batches_per_step)
-    epochs = epochs or max(EPOCHS, LEAST_STEPS / per_epoch)
+    rng = random.Random(seed)
+    sample = rng.sample(rows, min(MEASURED_ROWS, len(rows)))
+    kept = [draw_responses(row, settings.responses, rng) for row in sample]
+    lengths = [row.length for row in packer.token_rows(kept, [max_tokens] * len(kept))]
+    per_epoch = max(1.0, len(rows) * sum(lengths) / len(lengths) / settings.batch_tokens)
     every = max(1, min(round(per_epoch / EVALUATIONS_PER_EPOCH), MOST_STEPS_APART))
-    return replace(settings, epochs=epochs, evaluate_every=every)
+    return replace(settings, epochs=epochs or max(EPOCHS, LEAST_STEPS / per_epoch), evaluate_every=every)
 
 
 def mean_gain(questions: Sequence[Question], network: ScorerNetwork, packer: Packer) -> float:
@@ -410,28 +436,31 @@ def _keep_plan(run: Path, plan: Mapping[str, object]) -> None:
 def _write_adapted(
     folder: Path,
     network: ScorerNetwork,
-    run: Path,
+    tokenizer: Path,
+    rows: Sequence[LabelledRow],
     held_out: Sequence[Question],
     identity: Mapping[str, object],
     figures: Mapping[str, float],
 ) -> None:
-    """The model folder of the adapted network; examples that it learned from calibrate, the held-out ones prove."""
-    learned = pick_questions(islice(read_instances(run / TRAIN_FILE), CALIBRATING + CHECKED))
-    counts = Shards(run / "pairs").manifest["counts"]
+    """The model folder of the adapted network; rows that it learned from calibrate, the held-out questions prove."""
+    learned = [
+        Question("", None, row.instruction, row.responses, np.array(row.labels), "", "generation")
+        for row in rows[: CALIBRATING + CHECKED]
+    ]
     tasks = sorted({question.task for question in held_out})
+    others = f" and {len(tasks) - NAMED_TASKS} more tasks" if len(tasks) > NAMED_TASKS else ""
     write_model(
         folder,
         network,
-        run / TOKENIZER_FILE,
+        tokenizer,
         learned[:CALIBRATING],
         [*held_out, *learned[CALIBRATING:]][:CHECKED],
         identity=identity,
         training=figures,
         origin=ADAPTED.format(
-            candidates=counts["candidates"] + counts["wrong_choices"],
-            instances=counts["instances"],
-            tasks=", ".join(tasks[:NAMED_TASKS])
-            + (f" and {len(tasks) - NAMED_TASKS} more tasks" if len(tasks) > NAMED_TASKS else ""),
+            candidates=sum(len(row.responses) for row in rows),
+            instances=len(rows),
+            tasks=", ".join(tasks[:NAMED_TASKS]) + others,
         ),
     )
 

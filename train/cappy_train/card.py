@@ -25,9 +25,8 @@ candidate together.
 A BERT encoder of {layers} layers, started from {base_model}, trained with labels as in Cappy (Tan et al., 2023): right
 choices and references are worth 1, wrong choices 0, and other texts their best Rouge-L F-measure over the references.
 {origin}
-The loss is the cross-entropy of each score with its label, and a listwise one over the candidates of a row. All
-candidates of an instruction share one row, and a candidate sees the instruction and itself alone: its score does not
-depend on the other candidates.
+All candidates of an instruction share one row, and a candidate sees the instruction and itself alone: its score does
+not depend on the other candidates.
 
 Inputs of linear layers are 8-bit integers, their weights 7-bit ones, with fixed scales that were calibrated on held-out
 questions; embeddings are 8-bit; all else is floating point.
@@ -61,9 +60,12 @@ Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
 # What a network was trained on.
 PRETRAINED = """\
 Those texts were made without a language model: answers of similar and of other instances, spans of the instruction,
-damaged references."""
+damaged references. The loss is the cross-entropy of each score with its label, and a listwise one over the candidates
+of a row."""
 ADAPTED = """\
-Those texts are {candidates:,} candidates for {instances:,} instances of {tasks}: this model is adapted to them."""
+Last of all it learned from {candidates:,} candidates for {instances:,} instances of {tasks}, by a listwise loss over
+the candidates of each: it is adapted to those, and its scores tell which candidate of an instruction is better, and no
+more."""
 
 _JOINT_CARD = """\
 # {name}

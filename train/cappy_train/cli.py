@@ -75,10 +75,10 @@ examples:
 
 
 ADAPT_DESCRIPTION = """\
-Adapts a model to a task, by the task's own instances with candidates: recorded ones, or sampled from a language model
-first (--generator, --api). Candidates are labelled as annotate does; choices are candidates too. It learns from split
-train and stops early by split dev, or by a fifth of train where there is no dev; split test is for the report alone. If
-nothing is better than the start, the result is the start. The same command goes on where it was killed."""
+Adapts a model to a task, by the task's own instances with candidates. They are labelled by Rouge-L; choices are
+candidates too, right or wrong. It learns from split train and stops early by split dev, or by a fifth of train where
+there is no dev; split test is for the report alone. If nothing is better than the start, the result is the start. The
+same command goes on where it was killed."""
 
 ADAPT_EXAMPLES = """\
 examples:
@@ -372,11 +372,14 @@ def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="what to start from: a shipped model, or a folder that export or adapt made (default: %(default)s)",
     )
     parser.add_argument(
-        "--run", type=Path, metavar="FOLDER", help="folder for shards and checkpoints (default: --out with .run)"
+        "--run",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for checkpoints and sampled candidates (default: --out with .run)",
     )
-    parser.add_argument("--epochs", type=float, metavar="X", help="the most passes over the instances (default: 4)")
+    parser.add_argument("--epochs", type=float, metavar="X", help="the most passes over the instances (default: 3)")
     parser.add_argument(
-        "--learning-rate", type=float, default=1e-4, metavar="X", help="the peak (default: %(default)s)"
+        "--learning-rate", type=float, default=5e-5, metavar="X", help="the peak (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
     parser.set_defaults(run_stage=_adapt)
