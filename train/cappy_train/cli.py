@@ -18,6 +18,19 @@ examples:
   cappy-train import checkpoints/cappy-large --out models/cappy-large --quantise
 """
 
+ADAPT_DESCRIPTION = """\
+Adapts a model to a task, by the task's own instances with candidates. They are labelled by Rouge-L; choices are
+candidates too, right or wrong. It learns from split train and stops early by split dev, or by a fifth of train where
+there is no dev; split test is for the report alone. If nothing is better than the start, the result is the start. The
+same command goes on where it was killed."""
+
+ADAPT_EXAMPLES = """\
+examples:
+  cappy-train adapt --data recorded.jsonl.gz --out models/mine
+  cappy-train adapt --data 'examples/*.parquet' --model models/other --out models/mine --epochs 2
+  cappy-lite rerank --model models/mine 'Name a fruit.' 'An apple.' 'A chair.'
+"""
+
 ANNOTATE_DESCRIPTION = """\
 Makes regression data of instances: pairs of an instruction and a response with a score of 0 to 1, in Parquet shards.
 References score 1, other choices 0, a response of another instance 0, and candidates their best Porter-stemmed Rouge-L
@@ -74,20 +87,6 @@ examples:
 """
 
 
-ADAPT_DESCRIPTION = """\
-Adapts a model to a task, by the task's own instances with candidates. They are labelled by Rouge-L; choices are
-candidates too, right or wrong. It learns from split train and stops early by split dev, or by a fifth of train where
-there is no dev; split test is for the report alone. If nothing is better than the start, the result is the start. The
-same command goes on where it was killed."""
-
-ADAPT_EXAMPLES = """\
-examples:
-  cappy-train adapt --data recorded.jsonl.gz --out models/mine
-  cappy-train adapt --data 'examples/*.parquet' --model models/other --out models/mine --epochs 2
-  cappy-lite rerank --model models/mine 'Name a fruit.' 'An apple.' 'A chair.'
-"""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 1 after an error, or 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
@@ -126,8 +125,6 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--seed", type=int, help="of data, batches and the new head")
     pretrain.set_defaults(run_stage=_pretrain)
 
-    _add_adapt(stages)
-
     export = stages.add_parser("export", help="make a model folder from a run, quantised and checked")
     export.add_argument("--run", type=Path, required=True, help="folder of the training run")
     export.add_argument("--data", type=Path, required=True, help="folder with the training files: dev splits calibrate")
@@ -138,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run_stage=_export)
 
     _add_evaluate(stages)
+    _add_adapt(stages)
 
     joint = stages.add_parser(
         "import",
@@ -355,6 +353,35 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     pretrain(arguments.data, arguments.base or packaged_minilm(), arguments.out, settings)
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from cappy_train.export import export
+
+    export(
+        arguments.run,
+        arguments.data,
+        arguments.out,
+        name=arguments.name or arguments.out.resolve().name,
+        base_model=arguments.base_model,
+        licence=arguments.licence,
+    )
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from cappy_train.import_checkpoint import import_checkpoint
+
+    import_checkpoint(
+        arguments.source,
+        arguments.out,
+        name=arguments.name or arguments.out.resolve().name,
+        base_model=arguments.base_model or arguments.source.removeprefix("hub:").rstrip("/").rpartition("/")[2],
+        licence=arguments.licence,
+        activation=arguments.activation,
+        max_tokens=arguments.max_tokens,
+        quantise=arguments.quantise,
+        calibrate=arguments.calibrate,
+    )
+
+
 def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = stages.add_parser(
         "adapt",
@@ -398,35 +425,6 @@ def _adapt(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     print(markdown(report))
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from cappy_train.export import export
-
-    export(
-        arguments.run,
-        arguments.data,
-        arguments.out,
-        name=arguments.name or arguments.out.resolve().name,
-        base_model=arguments.base_model,
-        licence=arguments.licence,
-    )
-
-
-def _import(arguments: argparse.Namespace) -> None:
-    from cappy_train.import_checkpoint import import_checkpoint
-
-    import_checkpoint(
-        arguments.source,
-        arguments.out,
-        name=arguments.name or arguments.out.resolve().name,
-        base_model=arguments.base_model or arguments.source.removeprefix("hub:").rstrip("/").rpartition("/")[2],
-        licence=arguments.licence,
-        activation=arguments.activation,
-        max_tokens=arguments.max_tokens,
-        quantise=arguments.quantise,
-        calibrate=arguments.calibrate,
-    )
 
 
 if __name__ == "__main__":
