@@ -25,7 +25,7 @@ from cappy_train.adapt import (
     BEFORE,
     adapt,
     fitting_settings,
-    gains_by_method,
+    adaptation_gains,
     markdown,
     pick_questions,
     read_examples,
@@ -208,7 +208,7 @@ def test_choices_join_the_candidates(model: Path, tmp_path: Path) -> None:
 def test_gains_are_of_systems_and_not_of_choices(model: Path) -> None:
     questions = pick_questions([choice(0, recorded=True), choice(1), example(0)])
     scorer = Scorer(model, threads=1)
-    gains = gains_by_method(questions, scorer, scorer)
+    gains = adaptation_gains(questions, scorer, scorer)
     assert list(gains)[:2] == [BEFORE, AFTER]
     assert np.isnan(gains[Method("system", "model")]).tolist() == [False, True, True]
     assert np.isnan(gains[CONSENSUS]).tolist() == [False, True, False]

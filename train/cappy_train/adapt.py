@@ -169,7 +169,7 @@ def adapt(
             "settings": asdict(settings),
             "instances": examples.counts(),
             "picks": {
-                part: compare(questions, gains_by_method(questions, Scorer(start), Scorer(folder)), seed=seed)
+                part: compare(questions, adaptation_gains(questions, Scorer(start), Scorer(folder)), seed=seed)
                 for part, questions in asked.items()
                 if questions
             },
@@ -328,7 +328,7 @@ def mean_gain(questions: Sequence[Question], network: ScorerNetwork, packer: Pac
     return float(task_means(questions, picked).mean())
 
 
-def gains_by_method(questions: Sequence[Question], before: Scorer, after: Scorer) -> dict[Method, FloatArray]:
+def adaptation_gains(questions: Sequence[Question], before: Scorer, after: Scorer) -> dict[Method, FloatArray]:
     """What each method's pick is worth, (n,) float64, NaN where it has none: both models, and what they stand beside.
 
     Single systems, self-scores and consensus are of recorded candidates alone, and not of choices.
