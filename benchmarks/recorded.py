@@ -4,11 +4,11 @@
 
 FOLDER has these files of instances with recorded candidates, as JSON Lines in gzip:
 
-commongen          a sentence from concepts, by four systems (test: by more); its dev split is divided into train and dev
+commongen          a sentence from concepts, by four systems (test: by more); its dev split is divided in two
 bbh_candidates     BIG-Bench Hard by Codex, with and without chain of thought; a question's choices join
 gsm8k_candidates   grade-school mathematics by four models; learned from which solutions are right, judged by that
 
-Each is adapted to by its train split, stopped by its dev split, and reported on its test split, where nothing is chosen.
+Each is adapted to by its train split, stopped by its dev split, and reported on its test split, which chooses nothing.
 Tables on stdout; JSON with everything in --output. Models and checkpoints stay in --folder, and a run goes on there.
 """
 
