@@ -18,6 +18,7 @@ from cappy_lite.rouge import rouge_l
 from cappy_train.evaluate import (
     Question,
     bootstrap,
+    candidate_questions,
     choice_questions,
     dev_questions,
     distance_closed,
@@ -27,11 +28,12 @@ from cappy_train.evaluate import (
     majority_gains,
     oracle_gains,
     picked_gains,
+    questions,
     random_gains,
     sample_evenly,
     task_means,
 )
-from cappy_train.instances import Instance
+from cappy_train.instances import Candidate, Instance
 
 Pairs = list[tuple[str, tuple[str, ...]]]
 
@@ -45,9 +47,11 @@ def instance(
     task: str = "task",
     template: str | None = None,
     split: str = "test",
+    candidates: Sequence[str] = (),
 ) -> Instance:
     listed = None if choices is None else tuple(choices)
-    return Instance(id, task, template, instruction, tuple(references), (), listed, split)
+    recorded = tuple(Candidate(text, f"source{number}") for number, text in enumerate(candidates))
+    return Instance(id, task, template, instruction, tuple(references), recorded, listed, split)
 
 
 def question(gains: Sequence[float], *, task: str = "t", template: str = "a", group: str = "g") -> Question:
@@ -186,6 +190,44 @@ def test_the_gold_stands_anywhere() -> None:
     # 50 expected a place; five standard deviations either way.
     assert counts.min() > 16
     assert counts.max() < 84
+
+
+def test_recorded_candidates_gain_their_best_stemmed_rouge_l() -> None:
+    texts = ["a dog runs", "The Dogs  run", "", "a dog runs", "dogs"]
+    recorded = instance("a", references=["the dogs run", "some running dogs"], candidates=texts, template="t")
+    (asked,) = candidate_questions([recorded, instance("without")])
+    assert asked.candidates == ("a dog runs", "The Dogs  run", "", "dogs")
+    expected = [rouge_l(text, recorded.references, stem=True).fmeasure for text in asked.candidates]
+    assert asked.gains.tolist() == expected
+    assert expected[1] == 1 > expected[0] > expected[2] == 0
+    assert asked.recorded == recorded.candidates
+    assert (asked.task, asked.template, asked.group, asked.kind) == ("task", "t", "a", "generation")
+
+
+def test_a_reference_in_another_script_gains_one() -> None:
+    (asked,) = candidate_questions([instance("a", references=["Да, снег"], candidates=["да,  снег", "да", "+"])])
+    assert asked.gains.tolist() == [1, 0, 0]
+
+
+def test_candidates_of_instances_with_choices_gain_by_exact_match() -> None:
+    texts = ["Not entailment", " ENTAILMENT ", "entailment it is"]
+    choices = ["entailment", "not entailment"]
+    (asked,) = candidate_questions([instance("a", references=["entailment"], choices=choices, candidates=texts)])
+    assert asked.gains.tolist() == [0, 1, 0]
+
+
+def test_questions_are_of_choices_else_of_candidates_else_of_distractors() -> None:
+    both = instance("both", references=["yes"], choices=["yes", "no"], candidates=["yes"])
+    recorded = instance("recorded", candidates=["yes", "no"])
+    pool = colours(12)
+    mixed = [pool[0], recorded, both, *pool[1:]]
+    asked = questions(iter(mixed), seed=3)
+    expected = [*choice_questions([both]), *candidate_questions([recorded]), *distractor_questions(pool, seed=3)]
+    assert [(q.group, q.candidates, q.kind, q.recorded) for q in asked] == [
+        (q.group, q.candidates, q.kind, q.recorded) for q in expected
+    ]
+    assert len(asked) == 14
+    assert questions([]) == []
 
 
 # Picks and baselines

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from cappy_lite.errors import InputValueError
 from cappy_lite.rouge import rouge_l_pairs
-from cappy_train.instances import Instance, read_instances
+from cappy_train.instances import Candidate, Instance, read_instances
 from cappy_train.neighbours import dice_similarity, normal, rouge_words, varying_parts
 
 FloatArray = npt.NDArray[np.float64]
@@ -42,6 +42,8 @@ class Question:
     gains: (n,) float64, 0..1; what picking each candidate is worth.
     group: the underlying example; questions of one group are not independent and are resampled together.
     kind: "choice" or "generation".
+    recorded: of a question over recorded responses these, with their sources, in the instance's order and with
+        repetitions; their distinct texts are the candidates. Else empty.
     """
 
     task: str
@@ -51,6 +53,24 @@ class Question:
     gains: FloatArray
     group: str
     kind: str
+    recorded: tuple[Candidate, ...] = ()
+
+
+def questions(instances: Iterable[Instance], *, seed: int = 0) -> list[Question]:
+    """A question for every instance that one can be made of: over its choices, else its candidates, else distractors.
+
+    `choice_questions` of the instances with choices; then `candidate_questions` of those with recorded candidates and
+    without choices; then `distractor_questions` of all others, with `seed`. Each part is ordered as its function does.
+    """
+    kinds: dict[str, list[Instance]] = {"choices": [], "candidates": [], "neither": []}
+    for instance in instances:
+        has_choices, has_candidates = instance.choices is not None, bool(instance.candidates)
+        kinds["choices" if has_choices else "candidates" if has_candidates else "neither"].append(instance)
+    return [
+        *choice_questions(kinds["choices"]),
+        *candidate_questions(kinds["candidates"]),
+        *distractor_questions(kinds["neither"], seed=seed),
+    ]
 
 
 def choice_questions(instances: Iterable[Instance]) -> list[Question]:
@@ -67,6 +87,33 @@ def choice_questions(instances: Iterable[Instance]) -> list[Question]:
         )
         for instance in instances
         if instance.choices is not None
+    ]
+
+
+def candidate_questions(instances: Iterable[Instance]) -> list[Question]:
+    """A question for every instance with recorded candidates: their distinct texts, in the order of the instance.
+
+    A candidate gains 1 if it is a reference but for case and spaces. Any other one gains 0 where the instance has
+    choices (an exact match), else its best Porter-stemmed Rouge-L F-measure over the references, as in `annotate`.
+    """
+    asked = [(instance, _distinct_texts(instance)) for instance in instances if instance.candidates]
+    gains = _rouge_gains(asked)
+    for (instance, texts), gain in zip(asked, gains, strict=True):
+        right = {normal(reference) for reference in instance.references}
+        exact = np.array([normal(text) in right for text in texts])
+        gain[:] = np.where(exact, 1.0, 0.0 if instance.choices is not None else gain)
+    return [
+        Question(
+            task=instance.task,
+            template=instance.template,
+            instruction=instance.instruction,
+            candidates=texts,
+            gains=gain,
+            group=_group(instance),
+            kind="generation",
+            recorded=instance.candidates,
+        )
+        for (instance, texts), gain in zip(asked, gains, strict=True)
     ]
 
 
@@ -97,12 +144,9 @@ def distractor_questions(instances: Iterable[Instance], *, distractors: int = 7,
             _take(taken, instance, (pool[other] for other in rng.permutation(len(pool))), 1 + distractors)
             if len(taken) > 1 and rouge_words(instance.references[0]):
                 asked.append((instance, tuple(taken[position] for position in rng.permutation(len(taken)))))
-    pairs = [(text, list(instance.references)) for instance, texts in asked for text in texts]
-    gains = rouge_l_pairs([text for text, _ in pairs], [references for _, references in pairs], stem=True)[:, 2]
-    by_question = np.split(gains, np.cumsum([len(texts) for _, texts in asked]))[:-1]
     return [
         Question(instance.task, instance.template, instance.instruction, texts, gain, _group(instance), "generation")
-        for (instance, texts), gain in zip(asked, by_question, strict=True)
+        for (instance, texts), gain in zip(asked, _rouge_gains(asked), strict=True)
     ]
 
 
@@ -265,6 +309,18 @@ def _weights(questions: Sequence[Question]) -> tuple[npt.NDArray[np.intp], npt.N
     firsts, template_of, sizes = np.unique(named, return_index=True, return_inverse=True, return_counts=True)[1:]
     templates = np.bincount(task_of[firsts])
     return task_of, template_of, 1 / (sizes[template_of] * templates[task_of])
+
+
+def _rouge_gains(asked: Sequence[tuple[Instance, tuple[str, ...]]]) -> list[FloatArray]:
+    """For each instance the best stemmed Rouge-L F-measure of each of its texts over its references."""
+    predictions = [text for _, texts in asked for text in texts]
+    references = [instance.references for instance, texts in asked for _ in texts]
+    gains = rouge_l_pairs(predictions, references, stem=True)[:, 2]
+    return np.split(gains, np.cumsum([len(texts) for _, texts in asked]))[:-1]
+
+
+def _distinct_texts(instance: Instance) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(candidate.text for candidate in instance.candidates))
 
 
 def _group(instance: Instance) -> str:

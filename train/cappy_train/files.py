@@ -17,8 +17,11 @@ Source = str | Path | Sequence[str | Path]
 def find_files(source: Source) -> list[Path]:
     """The files that a path, a pattern or several name: each once, those of a pattern in the order of their names.
 
+    A folder of shards (see `cappy_train.shards`) is named as a path too, and stands for its shards in their order.
+
     Raises:
-        InputValueError: a name stands for no file, or for a folder.
+        InputValueError: a name stands for no file, for a folder of shards that is unfinished, damaged or empty, or for
+            another folder.
     """
     names = [source] if isinstance(source, (str, Path)) else source
     found = {path: None for name in names for path in _matches(str(name))}
@@ -30,6 +33,13 @@ def find_files(source: Source) -> list[Path]:
 def _matches(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
+        # Imported here: pyarrow takes a moment to load.
+        from cappy_train.shards import MANIFEST, UNFINISHED, Shards
+
+        if (path / MANIFEST).exists() or (path / UNFINISHED).exists():
+            if shards := Shards(path).paths():
+                return shards
+            raise InputValueError(f"{path} has no shards, since what it was made from was empty: leave it out")
         raise InputValueError(f"{path} is a folder: name its files, for example by the pattern '{path / '*.jsonl.gz'}'")
     if path.exists():
         return [path]
