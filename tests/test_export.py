@@ -33,7 +33,8 @@ CANDIDATES = ["the dog runs on the street", "a cat", "snow", "the child eats pas
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_data(tmp_path_factory.mktemp("data"), count=200)
+    """Files of instances, whose split dev calibrates."""
+    return write_tiny_data(tmp_path_factory.mktemp("data"), count=200) / "*_train.jsonl.gz"
 
 
 IDENTITY = {"name": "tiny", "base_model": "random weights", "licence": "MIT"}

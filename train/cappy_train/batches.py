@@ -172,6 +172,7 @@ def network_scores(
     network: ScorerNetwork, packer: Packer, pairs: Sequence[tuple[str, Sequence[str]]], max_tokens: int
 ) -> list[np.ndarray]:
     """Scores (float32, 0..1) of the candidates of each (instruction, candidates), in their order."""
+    device = network.word_embeddings.weight.device
     scores = [np.empty(len(candidates), dtype=np.float32) for _, candidates in pairs]
     rows: list[tuple[int, PackedRow]] = []
     for index, (instruction, candidates) in enumerate(pairs):
@@ -182,7 +183,8 @@ def network_scores(
         length = padded(max(len(row.input_ids) for _, row in part))
         places = max(len(row.score_positions) for _, row in part)
         labels = [np.zeros(len(row.score_positions)) for _, row in part]
-        values = collate([row for _, row in part], labels, length, places).logits(network).sigmoid().float().numpy()
+        batch = collate([row for _, row in part], labels, length, places).to(device)
+        values = batch.logits(network).sigmoid().float().cpu().numpy()
         for (index, row), own in zip(part, values, strict=True):
             scores[index][row.candidate_indices] = own[: len(row.candidate_indices)]
     return scores

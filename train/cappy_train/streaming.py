@@ -11,7 +11,8 @@ import hashlib
 import queue
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -53,6 +54,13 @@ class ListedRows:
     """Rows in memory: one window."""
 
     def __init__(self, rows: Sequence[LabelledRow]) -> None:
+        """Takes rows, one at least.
+
+        Raises:
+            InputValueError: there are none.
+        """
+        if not rows:
+            raise InputValueError("rows is empty: give one at least")
         self._rows = list(rows)
         self.fingerprint = hashlib.sha256(repr(self._rows).encode(errors="surrogatepass")).hexdigest()
 
@@ -192,39 +200,41 @@ def by_length(rows: Sequence[TokenRow], tokens: int) -> list[list[TokenRow]]:
     return batches
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The items, made by a thread of their own that is up to `depth` of them ahead; it ends with this iterator."""
-    made: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
-    ended = threading.Event()
+@dataclass(frozen=True, slots=True)
+class _End:
+    """That no item follows, and why, if it was an error."""
 
-    def put(more: bool, item: T | BaseException | None) -> bool:
-        while not ended.is_set():
-            try:
-                made.put((more, item), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    error: BaseException | None = None
+
+
+def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
+    """The items, made by a thread of their own that is up to `depth` of them ahead; it ends with this iterator."""
+    made: queue.Queue[T | _End] = queue.Queue(depth)
+    left = threading.Event()
+
+    def put(item: T | _End) -> None:
+        while not left.is_set():
+            with suppress(queue.Full):
+                made.put(item, timeout=0.1)
+                return
 
     def make() -> None:
         try:
             for item in items:
-                if not put(True, item):
+                put(item)
+                if left.is_set():
                     return
-            put(False, None)
-        except BaseException as error:  # raised where the items are used
-            put(False, error)
+            put(_End())
+        except BaseException as error:  # raised again where the items are used
+            put(_End(error))
 
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
     try:
-        while True:
-            more, item = made.get()
-            if not more:
-                if item is not None:
-                    raise item
-                return
+        while not isinstance(item := made.get(), _End):
             yield item
+        if item.error is not None:
+            raise item.error
     finally:
-        ended.set()
+        left.set()
         thread.join()
