@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -82,23 +83,23 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def test_it_learns(folder: Path, tmp_path: Path, dev: list[Question]) -> None:
-    run(folder, tmp_path, replace(SETTINGS, steps=300, checkpoint_every=50, evaluate_every=300), dev)
+    run(folder, tmp_path, replace(SETTINGS, steps=240, checkpoint_every=40, evaluate_every=240), dev)
     losses = losses_of(tmp_path)
     assert losses[-1] < losses[0] - 0.2
     (figures,) = (line for line in log_of(tmp_path) if "dev_gain" in line)
     assert figures["generation_dev_closed"] > 0.2
-    assert all(line["pairs_per_second"] > 0 and line["tokens_per_second"] > 0 for line in log_of(tmp_path)[1:-1])
+    assert all(line["pairs_per_second"] > 0 and line["tokens_per_second"] > 0 for line in log_of(tmp_path)[:-2])
 
 
 @pytest.mark.parametrize("losses", [{"squared": 1.0}, {"pairwise": 1.0, "cross_entropy": 0.5}])
 def test_it_learns_by_other_losses(folder: Path, tmp_path: Path, losses: dict[str, float]) -> None:
-    run(folder, tmp_path, replace(SETTINGS, steps=100, checkpoint_every=25, losses=losses))
+    run(folder, tmp_path, replace(SETTINGS, steps=100, checkpoint_every=20, losses=losses))
     made = losses_of(tmp_path)
-    assert made[-1] < 0.9 * made[0]
+    assert made[-1] < 0.95 * made[0]
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=150, checkpoint_every=7, evaluate_every=40, average=0.9)
+    settings = replace(SETTINGS, steps=60, checkpoint_every=3, evaluate_every=20, average=0.9)
     instances = folder / "instances.jsonl.gz"
     arguments = {"dev": instances, "base": str(folder / "bert"), "settings": settings}
     pretrain(folder / "pairs", tmp_path / "whole", **arguments)
@@ -106,22 +107,24 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(folder:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cappy_train.pretrain"])
     killed, steps = tmp_path / "killed", []
+    path = killed / "checkpoint.pt"
     rng = random.Random(0)
-    for attempt in range(50):
+    for _ in range(4):
         process = context.Process(target=pretrain, args=(folder / "pairs", killed), kwargs=arguments)
         process.start()
-        # At any moment, a checkpoint's writing included; the first ones may be before there is any.
-        process.join(rng.uniform(0.1, 1.5) + 0.5 * (attempt > 10))
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-        path = killed / "checkpoint.pt"
-        steps.append(read_checkpoint(path)["step"] if path.exists() else 0)
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -9
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        while process.is_alive() and not (path.exists() and path.stat().st_mtime_ns != before):
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.2))  # to any moment, a checkpoint's writing included
+        process.kill()
+        process.join()
+        steps.append(read_checkpoint(path)["step"])
+    assert steps == sorted(steps)
+    assert len({*steps} - {0, 60}) >= 2
+    process = context.Process(target=pretrain, args=(folder / "pairs", killed), kwargs=arguments)
+    process.start()
+    process.join()
     assert process.exitcode == 0
-    assert len({*steps} - {0, 150}) >= 2
     assert_same_weights(tmp_path / "whole", killed)
 
     def figures(run: Path) -> list[dict[str, float]]:

@@ -8,7 +8,6 @@ import torch
 
 from cappy_lite.errors import InputValueError
 from cappy_lite.models import TOKENIZER_FILE
-from cappy_train.checkpoint import local_folder
 from cappy_train.evaluate import dev_questions
 from cappy_train.files import Source
 from cappy_train.network import from_bert, packaged_minilm
@@ -51,4 +50,8 @@ def base_folder(base: str) -> Path:
     Raises:
         InputValueError: it isn't there, or can't be downloaded.
     """
-    return packaged_minilm() if base == PACKAGED else local_folder(base)
+    if base == PACKAGED:
+        return packaged_minilm()
+    from cappy_train.checkpoint import local_folder  # transformers takes seconds to load
+
+    return local_folder(base)

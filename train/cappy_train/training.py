@@ -17,7 +17,7 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -210,21 +210,21 @@ class _Run:
         """Trains to the end."""
         meter = Meter()
         layout = "{desc}: {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}"
-        with tqdm(total=1.0, initial=self.done, bar_format=layout, disable=None if self.is_main else True) as bar:
-            stream = self._batches()
+        with (
+            closing(self._batches()) as stream,
+            tqdm(total=1.0, initial=self.done, bar_format=layout, disable=None if self.is_main else True) as bar,
+        ):
             while not self.over:
                 self._take(list(islice(stream, self.settings.batches_per_step)), meter)
                 bar.set_description_str(f"step {self.step:,}", refresh=False)
                 bar.set_postfix_str(meter.summary(), refresh=False)
                 bar.update(self.done - bar.n)
-                at_end = self.done >= 1
-                if self._dev and (self.step % self.settings.evaluate_every == 0 or at_end):
+                if self._dev and (self.step % self.settings.evaluate_every == 0 or self.done >= 1):
                     self._log(self._evaluate(), bar)
                 if self.step % self.settings.checkpoint_every == 0 or self.over:
                     self._log(meter.figures(), bar)
                     self.save()
                     meter = Meter()
-            stream.close()
 
     def _batches(self) -> Generator[tuple[Batch | None, Place, float], None, None]:
         """From where the run is: this process' batches (None: another's), the place after each, and the epochs read."""
