@@ -291,7 +291,7 @@ def test_a_changed_card_is_sealed_again(model: Path, tmp_path: Path) -> None:
 
 
 def test_command_line(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["export", "--run", str(run), "--data", str(data), "--out", str(tmp_path / "out")]
+    command = ["export", "--run", str(run), "--dev", str(data), "--out", str(tmp_path / "out")]
     command += ["--base-model", "none", "--licence", "MIT"]
     assert main(command) == 0
     assert read_config(tmp_path / "out").name == "out"
