@@ -136,7 +136,7 @@ def test_the_report_says_what_it_is_of(adapted: tuple[Path, dict[str, Any]]) -> 
         "test": 20,
         "without candidates": 0,
     }
-    assert set(report["seconds"]) == {"sampling", "labels", "training", "export", "report"}
+    assert set(report["seconds"]) == {"labels", "training", "export", "report"}
     assert report["peak_memory_mib"] > 50
     text = markdown(report)
     assert "## Held out: 12 questions" in text
@@ -267,7 +267,7 @@ def test_few_examples_are_read_more_often(model: Path) -> None:
 @pytest.mark.parametrize(
     ("instances", "message"),
     [
-        ([replace(example(0), candidates=())], r"no instance has candidates or choices .*--generator"),
+        ([replace(example(0), candidates=())], r"no instance has candidates or choices .* recorded"),
         ([example(0, split="test")], "no instance of split train"),
         ([example(0)], "give two at least"),
         ([replace(example(n), candidates=example(n).candidates[:1]) for n in range(9)], "candidates differ in what"),

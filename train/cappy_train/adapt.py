@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -49,9 +49,6 @@ from cappy_train.read_back import network_of
 from cappy_train.shards import file_digest, write_json
 from cappy_train.streaming import ListedRows, draw_responses
 from cappy_train.training import Settings, train, trained_network
-
-if TYPE_CHECKING:  # nothing of it is loaded where candidates are recorded
-    from cappy_train.sampling import Sampler
 
 # Examples of split train that are held out where the data has no split dev: this share, and at most so many.
 HELD_OUT_SHARE = 0.2
@@ -92,7 +89,6 @@ def adapt(
     *,
     model: str | Path = "cappy-mini",
     run: Path | None = None,
-    sampler: Sampler | None = None,
     epochs: float | None = None,
     learning_rate: float = 5e-5,
     seed: int = 0,
@@ -106,11 +102,10 @@ def adapt(
     Everything on the way is in `run`, so the same call goes on where it was killed.
 
     Args:
-        data: files of instances, as `read_instances` takes them, with candidates, or choices, or to be sampled.
+        data: files of instances, as `read_instances` takes them, with candidates or choices.
         out: the model folder to write; it must not exist.
         model: what to start from: a shipped model's name, or a model folder of graph `shared`.
-        run: folder for checkpoints and sampled candidates; None: `out` with .run after its name.
-        sampler: a language model that gives every instance candidates first; None: candidates are recorded.
+        run: folder for checkpoints; None: `out` with .run after its name.
         epochs: the most passes over the examples; None: 3, and more where these are few steps.
         learning_rate: the peak.
         seed: of all that is drawn at random.
@@ -131,13 +126,8 @@ def adapt(
     network = network_of(start)
     run = run or out.with_name(f"{out.name}.run")
     files = find_files(data)
-    _keep_plan(run, {"model": file_digest(start / CONFIG_FILE), "seed": seed, "sampled": sampler is not None})
+    _keep_plan(run, {"model": file_digest(start / CONFIG_FILE), "seed": seed})
     clock = Clock()
-    if sampler is not None:
-        from cappy_train.sampling import sample
-
-        files = sample(files, run / "sampled", sampler).paths()
-    clock.ends("sampling")
     examples = read_examples(files, seed=seed)
     held_out = sample_evenly(pick_questions(examples.held_out), MOST_HELD_OUT)
     clock.ends("labels")
@@ -233,8 +223,7 @@ def read_examples(files: Sequence[Path], *, seed: int) -> Examples:
     named = ", ".join(map(str, files))
     if not places and not held_out and not test:
         raise InputValueError(
-            f"{named}: no instance has candidates or choices to learn from: sample some (--generator, --api), or give "
-            "instances with recorded candidates"
+            f"{named}: no instance has candidates or choices to learn from: give instances with recorded candidates"
         )
     if not places:
         raise InputValueError(

@@ -537,7 +537,7 @@ def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--run",
         type=Path,
         metavar="FOLDER",
-        help="folder for checkpoints and sampled candidates (default: --out with .run)",
+        help="folder for checkpoints (default: --out with .run)",
     )
     parser.add_argument("--epochs", type=float, metavar="X", help="the most passes over the instances (default: 3)")
     parser.add_argument(
