@@ -14,7 +14,6 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -34,35 +33,21 @@ from benchmarks.quantisation.measures import (
 )
 from benchmarks.quantisation.report import START, Report, SchemeResult, tables
 from benchmarks.quantisation.schemes import FLOAT32, SHIPPED, Material, Scheme, schemes
+from benchmarks.quantisation.sources import Source, of_model, of_run, split
 from benchmarks.scorer.sizes import equal_candidates
-from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, canonical, model_folder, read_config
+from cappy_lite.models import GRAPH_FILE
 from cappy_lite.session import available_cpus
 from cappy_train.batches import Packer
-from cappy_train.evaluate import Question, dev_questions, sample_evenly
-from cappy_train.export import CALIBRATION_STEP, FLOAT_GRAPH_FILE
-from cappy_train.graph import GraphWeights, QuantisedLinear, float_weights, graph_weights, packed_graph, read_weights
+from cappy_train.evaluate import Question, dev_questions
+from cappy_train.export import FLOAT_GRAPH_FILE
+from cappy_train.graph import packed_graph
 from cappy_train.graph_builder import save_graph
-from cappy_train.pretrain import trained_network
 from cappy_train.quantise import observe
 
 SIZES = (equal_candidates(256, 32, 16), equal_candidates(64, 8, 16))
 SCHEMES = schemes()
 # Of each set, the first so many questions show how steady scores are: every candidate is scored alone too.
 STEADY_QUESTIONS = 20
-
-
-@dataclass(frozen=True)
-class Source:
-    """Float32 weights, and where they are from, in words."""
-
-    name: str
-    described: str
-    weights: GraphWeights
-    tokenizer: Path
-
-    @property
-    def max_tokens(self) -> int:
-        return len(self.weights.embeddings["position_embeddings"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,22 +87,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if arguments.docs:
         renew(arguments.docs, START, tables(report))
-
-
-def of_run(run: Path) -> Source:
-    """The float32 weights of a training run."""
-    weights = graph_weights(trained_network(run))
-    return Source(run.name, "a training run's, in float32", weights, run / TOKENIZER_FILE)
-
-
-def of_model(model: str) -> Source:
-    """A model folder's weights in float32."""
-    folder = model_folder(canonical(model))
-    weights = read_weights(onnx.load(folder / GRAPH_FILE))
-    name = read_config(folder).name
-    quantised = any(isinstance(linear, QuantisedLinear) for linear in weights.linears.values())
-    described = f"{name}'s, read back from its 8 bits" if quantised else f"{name}'s"
-    return Source(name, described, float_weights(weights), folder / TOKENIZER_FILE)
 
 
 def measure(
@@ -160,17 +129,6 @@ def measure(
         "questions": {name: len(members) for name, members in asked.items()},
         "schemes": list(results.values()),
     }
-
-
-def split(sets: Mapping[str, Sequence[Question]], questions: int) -> tuple[list[Question], dict[str, list[Question]]]:
-    """The questions that calibrate, as in export, and so many of the others of each set."""
-    numbers = iter(range(sum(map(len, sets.values()))))
-    calibrating: list[Question] = []
-    others: dict[str, list[Question]] = {name: [] for name in sets}
-    for name, members in sets.items():
-        for question in members:
-            (others[name] if next(numbers) % CALIBRATION_STEP else calibrating).append(question)
-    return calibrating, {name: sample_evenly(members, questions) for name, members in others.items()}
 
 
 def numbered(schemes: Sequence[Scheme]) -> enumerate[Scheme]:

@@ -94,9 +94,9 @@ def tables(report: Report) -> str:
             f"Then how many of {measured[0]['steadiness']['candidates']} candidates have another score alone than "
             "beside others, and the largest such difference.",
             score_table(measured),
-            "What picks are worth, in per cent: how far they come from a random pick to the best one (superni, T0 open), "
-            "and accuracy (T0 choices). In brackets how many points that is above float32's, with the 95 % interval of a "
-            "paired bootstrap over examples.",
+            "What picks are worth, in per cent: how far from a random one to the best one (superni, T0 open), "
+            "and accuracy (T0 choices). In brackets how many points that is above float32's, with the 95 % interval of "
+            "a paired bootstrap over examples.",
             dev_table(measured),
         ]
     return "\n\n".join(parts)

@@ -78,8 +78,8 @@ class RuntimeBuilder(JointBuilder):
 def static_by_runtime(model: onnx.ModelProto, rows: Sequence[PackedRow]) -> onnx.ModelProto:
     """ONNX Runtime's static quantisation of `runtime_graph`, as QDQ, with a scale a column.
 
-    Ranges are from the least to the greatest of the calibrating rows. Its other calibrations (percentiles, entropy) take
-    rows of one length alone.
+    Ranges are from the least to the greatest of the calibrating rows. Its other calibrations, such as percentiles,
+    take rows of one length alone.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
