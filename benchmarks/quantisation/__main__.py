@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds=None if arguments.only == "scores" else arguments.seconds,
             scores=arguments.only != "times",
         )
-        report = joined(earlier, report) if earlier else report
+        report = joined(earlier, report, arguments.only) if earlier else report
     else:
         report = earlier
     print(tables(report))
@@ -179,11 +179,13 @@ def measure_scores(
             results[name].setdefault("dev", {})[set_name] = figure
 
 
-def joined(earlier: Report, later: Report) -> Report:
-    """The later report, with what it lacks from the earlier one."""
+def joined(earlier: Report, later: Report, only: str) -> Report:
+    """The later report, which has times or scores alone, with the others from the earlier one."""
     before = {one["name"]: one for one in earlier["schemes"]}
-    later["schemes"] = [{**before.get(one["name"], {}), **one} for one in later["schemes"]]
-    return later
+    results = [{**before.get(one["name"], {}), **one} for one in later["schemes"]]
+    if only == "scores":
+        return {**later, "schemes": results, "threads": earlier["threads"], "machine": earlier["machine"]}
+    return {**later, "schemes": results, "questions": earlier["questions"]}
 
 
 if __name__ == "__main__":

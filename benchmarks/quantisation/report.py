@@ -56,7 +56,7 @@ class SchemeResult(TypedDict):
 
 
 class Report(TypedDict):
-    """weights: where they are from. questions: how many, by set."""
+    """weights: where they are from. threads, machine: of the times. questions: how many have scores, by set."""
 
     benchmark: str
     model: str
@@ -82,7 +82,8 @@ def tables(report: Report) -> str:
     asked = ", ".join(f"{count} of {SETS[name]}" for name, count in report["questions"].items())
     measured = [one for one in report["schemes"] if "steadiness" in one]
     parts = [
-        f"Measured on {processor} ({cpus} CPUs, {system}), {threads}; weights: {report['weights']}; {versions}.",
+        f"Measured on {processor} ({cpus} CPUs, {system}), {threads}; weights: {report['weights']}, "
+        f"calibrated on {report['calibrating_rows']} rows; {versions}.",
         "MB of the graph with its weights. The time of one row's run beside the shipped scheme's, the median of rounds "
         "in which all take turns, and their range.",
         cost_table(report["schemes"]),
