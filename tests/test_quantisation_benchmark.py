@@ -32,7 +32,7 @@ from cappy_lite.packing import PackedRow, groups_of, row_of
 from cappy_lite.session import import_onnxruntime, session_options
 from cappy_train.batches import Packer, network_scores
 from cappy_train.evaluate import Question, dev_questions
-from cappy_train.graph import Linear, QuantisedLinear, graph_weights, packed_graph
+from cappy_train.graph import Linear, QuantisedLinear, graph_weights, packed_graph, scorer_network
 from cappy_train.network import ScorerNetwork, from_bert
 from cappy_train.quantise import observe, quantise
 
@@ -326,7 +326,7 @@ def test_weights_of_a_model_folder_are_read_back(network: ScorerNetwork, materia
 
 
 def test_a_network_is_made_of_its_weights_again(network: ScorerNetwork, run: Path) -> None:
-    again = training.network_of(of_run(run).weights).state_dict()
+    again = scorer_network(of_run(run).weights).state_dict()
     for name, weight in network.state_dict().items():
         assert torch.equal(again.pop(name), weight)
     assert not again

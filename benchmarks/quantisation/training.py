@@ -38,10 +38,10 @@ from cappy_lite.packing import PackedRow
 from cappy_train.batches import Batch, Packer, collate, padded
 from cappy_train.evaluate import Question, dev_questions, questions
 from cappy_train.export import FLOAT_GRAPH_FILE
-from cappy_train.graph import GraphWeights, QuantisedLinear, graph_weights, packed_graph
+from cappy_train.graph import GraphWeights, QuantisedLinear, graph_weights, packed_graph, scorer_network
 from cappy_train.graph_builder import save_graph
 from cappy_train.instances import read_instances
-from cappy_train.network import NetworkConfig, ScorerNetwork
+from cappy_train.network import ScorerNetwork
 from cappy_train.pretrain import CHECKPOINT
 from cappy_train.quantise import WEIGHT_LIMIT, observe, quantise
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     batches = training_batches(trial.packer, arguments.data, arguments.steps)
     runs = []
     for name, wrapped in ((PLAIN, False), (AWARE, True)):
-        network = network_of(from_where.weights)
+        network = scorer_network(from_where.weights)
         trained = rounding_copy(network, trial.quantised(from_where.weights)) if wrapped else network
         begun = time.perf_counter()
         loss = train(trained, batches, arguments.learning_rate)
@@ -253,36 +253,6 @@ def rounding_copy(network: ScorerNetwork, quantised: GraphWeights) -> ScorerNetw
             rounded = [linear for linear in linears if isinstance(linear, QuantisedLinear)]
             setattr(layer, name, RoundedLinear(getattr(layer, name), rounded))
     return copy
-
-
-def network_of(weights: GraphWeights) -> ScorerNetwork:
-    """The network of float32 weights: what `graph_weights` is given."""
-    tables = {f"{kind}.weight": np.asarray(table) for kind, table in weights.embeddings.items()}
-    vocabulary, hidden = tables["word_embeddings.weight"].shape
-    network = ScorerNetwork(
-        NetworkConfig(
-            vocabulary=vocabulary,
-            hidden=hidden,
-            layers=weights.layers,
-            heads=weights.heads,
-            feed_forward=len(weights.linears["layers.0.intermediate"].bias),
-            positions=len(tables["position_embeddings.weight"]),
-            layer_norm_eps=weights.layer_norm_eps,
-        )
-    )
-    arrays = dict(tables)
-    for name, norm in weights.norms.items():
-        arrays |= {f"{name}.weight": norm.gain, f"{name}.bias": norm.bias}
-    for name, linear in weights.linears.items():
-        if name.endswith(".query"):
-            other = weights.linears[name.removesuffix("query") + "key_value"]
-            joined = f"{name}_key_value"
-            arrays[f"{joined}.weight"] = np.concatenate([linear.weight, other.weight], axis=1).T
-            arrays[f"{joined}.bias"] = np.concatenate([linear.bias, other.bias])
-        elif not name.endswith(".key_value"):
-            arrays |= {f"{name}.weight": linear.weight.T, f"{name}.bias": linear.bias}
-    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
-    return network
 
 
 def save_run(network: ScorerNetwork, tokenizer: Path, folder: Path) -> None:

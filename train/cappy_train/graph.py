@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from cappy_lite.session import CONTEXT, INPUTS, KEPT_TOKENS, OUTPUT, kept_outputs
 from cappy_train.graph_builder import RUNTIME_DOMAIN, GraphBuilder
-from cappy_train.network import ScorerNetwork
+from cappy_train.network import NetworkConfig, ScorerNetwork
 
 FloatArray = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
@@ -115,6 +116,39 @@ def graph_weights(network: ScorerNetwork) -> GraphWeights:
     config = network.config
     embeddings = {kind: arrays[f"{kind}.weight"] for kind in EMBEDDING_INPUTS}
     return GraphWeights(config.layers, config.heads, config.layer_norm_eps, embeddings, linears, norms)
+
+
+def scorer_network(weights: GraphWeights) -> ScorerNetwork:
+    """The network with such weights, in float32: what `graph_weights` takes apart, put together again.
+
+    weights: in float32, as `float_weights` gives them.
+    """
+    tables = {kind: np.asarray(table) for kind, table in weights.embeddings.items()}
+    arrays = {f"{kind}.weight": table for kind, table in tables.items()}
+    for name, norm in weights.norms.items():
+        arrays |= {f"{name}.weight": norm.gain, f"{name}.bias": norm.bias}
+    for name, linear in weights.linears.items():
+        if name.endswith(".key_value"):
+            continue
+        weight, bias = np.asarray(linear.weight, dtype=np.float32), linear.bias
+        if name.endswith(".query"):
+            layer = name.removesuffix("query")
+            others = weights.linears[f"{layer}key_value"]
+            weight, bias = np.hstack([weight, others.weight]), np.concatenate([bias, others.bias])
+            name = f"{layer}query_key_value"
+        arrays |= {f"{name}.weight": weight.T, f"{name}.bias": bias}
+    config = NetworkConfig(
+        vocabulary=len(tables["word_embeddings"]),
+        hidden=weights.hidden,
+        layers=weights.layers,
+        heads=weights.heads,
+        feed_forward=len(weights.linears["layers.0.intermediate"].bias),
+        positions=len(tables["position_embeddings"]),
+        layer_norm_eps=weights.layer_norm_eps,
+    )
+    network = ScorerNetwork(config)
+    network.load_state_dict({name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()})
+    return network.eval()
 
 
 def packed_graph(weights: GraphWeights) -> onnx.ModelProto:
