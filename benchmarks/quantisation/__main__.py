@@ -47,7 +47,7 @@ from cappy_train.quantise import observe
 SIZES = (equal_candidates(256, 32, 16), equal_candidates(64, 8, 16))
 SCHEMES = schemes()
 # Of each set, the first so many questions show how steady scores are: every candidate is scored alone too.
-STEADY_QUESTIONS = 20
+STEADY_QUESTIONS = 15
 
 
 def main(argv: Sequence[str] | None = None) -> None:
