@@ -26,12 +26,12 @@ from benchmarks.quantisation.runtime_graph import (
     static_by_runtime,
 )
 from benchmarks.quantisation.schemes import FLOAT32, SHIPPED, Material, clipped, mixed, schemes, shipped
-from benchmarks.quantisation.sources import of_model, of_run, split
+from benchmarks.quantisation.sources import dev_sets, of_model, of_run, split
 from benchmarks.scorer.sizes import equal_candidates
 from cappy_lite.packing import PackedRow, groups_of, row_of
 from cappy_lite.session import import_onnxruntime, session_options
 from cappy_train.batches import Packer, network_scores
-from cappy_train.evaluate import Question, dev_questions
+from cappy_train.evaluate import Question
 from cappy_train.graph import Linear, QuantisedLinear, graph_weights, packed_graph, scorer_network
 from cappy_train.network import ScorerNetwork, from_bert
 from cappy_train.quantise import observe, quantise
@@ -263,7 +263,7 @@ def test_scores_that_neighbours_move_are_found(packer: Packer) -> None:
 
 
 def test_every_20th_question_calibrates_and_is_not_asked(data: Path) -> None:
-    sets = dev_questions(data)
+    sets = dev_sets(data)
     calibrating, asked = split(sets, 1_000)
     everything = [one for members in sets.values() for one in members]
     assert calibrating == everything[::20]

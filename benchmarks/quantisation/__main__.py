@@ -33,12 +33,12 @@ from benchmarks.quantisation.measures import (
 )
 from benchmarks.quantisation.report import START, Report, SchemeResult, tables
 from benchmarks.quantisation.schemes import FLOAT32, SHIPPED, Material, Scheme, schemes
-from benchmarks.quantisation.sources import Source, of_model, of_run, split
+from benchmarks.quantisation.sources import Source, dev_sets, of_model, of_run, split
 from benchmarks.scorer.sizes import equal_candidates
 from cappy_lite.models import GRAPH_FILE
 from cappy_lite.session import available_cpus
 from cappy_train.batches import Packer
-from cappy_train.evaluate import Question, dev_questions
+from cappy_train.evaluate import Question
 from cappy_train.export import FLOAT_GRAPH_FILE
 from cappy_train.graph import packed_graph
 from cappy_train.graph_builder import save_graph
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.data is None:
             parser.error("--data is needed to measure")
         from_where = of_run(arguments.run) if arguments.run else of_model(arguments.model)
-        sets = dev_questions(arguments.data)
+        sets = dev_sets(arguments.data)
         report = measure(
             from_where,
             sets,

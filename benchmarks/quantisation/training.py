@@ -32,18 +32,19 @@ from tqdm import tqdm
 from benchmarks.markdown import renew, start, table
 from benchmarks.quantisation.measures import dev_figures, difference, open_graph, rows_of, score_all
 from benchmarks.quantisation.report import SETS, DevFigure, Difference, dev_figure
-from benchmarks.quantisation.sources import Source, of_model, of_run, split
+from benchmarks.quantisation.sources import SUPERNI, T0, Source, dev_sets, of_model, of_run, split
 from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE
 from cappy_lite.packing import PackedRow
 from cappy_train.batches import Batch, Packer, collate, padded
-from cappy_train.evaluate import Question, dev_questions, questions
+from cappy_train.evaluate import Question, questions
 from cappy_train.export import FLOAT_GRAPH_FILE
 from cappy_train.graph import GraphWeights, QuantisedLinear, graph_weights, packed_graph, scorer_network
 from cappy_train.graph_builder import save_graph
 from cappy_train.instances import read_instances
 from cappy_train.network import ScorerNetwork
-from cappy_train.pretrain import CHECKPOINT
+from cappy_train.objective import objective
 from cappy_train.quantise import WEIGHT_LIMIT, observe, quantise
+from cappy_train.training import CHECKPOINT
 
 START = start("benchmarks.quantisation.training")
 SEED = 0
@@ -53,9 +54,8 @@ BATCH_TOKENS = 2048
 # Longer rows are passed over: their attention would take most of the time.
 MAX_TOKENS = 256
 WARMUP = 0.05
-# Of the listwise loss' target, and the files that are read: as in pre-training.
+LOSSES = {"cross_entropy": 1.0, "listwise": 1.0}
 TEMPERATURE = 0.2
-FILES = ("superni_train.jsonl.gz", "t0_train.jsonl.gz")
 PLAIN, AWARE = "without roundings", "with roundings"
 
 
@@ -84,7 +84,7 @@ class Report(TypedDict):
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help=f"a folder with {', '.join(FILES)}")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help=f"a folder with {SUPERNI} and {T0}")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets the runs' folders")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", default="cappy-mini", help="a shipped model's name or a model folder")
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def training_batches(packer: Packer, data: Path, steps: int) -> list[list[Batch]]:
     """Each step's batches: rows of questions over the training splits, their candidates' gains as labels."""
     drawing = random.Random(SEED)
-    instances = [instance for name in FILES for instance in read_instances(data / name, split="train")]
+    instances = [instance for name in (SUPERNI, T0) for instance in read_instances(data / name, split="train")]
     # A row has more than 50 tokens on average, and many are passed over.
     sample = drawing.sample(instances, min(len(instances), steps * STEP_TOKENS // 25))
     asked = questions(sample, seed=SEED)
@@ -191,7 +191,7 @@ def train(network: nn.Module, batches: Sequence[Sequence[Batch]], peak: float) -
         for batch in parts:
             with torch.autocast("cpu", torch.bfloat16):
                 logits = batch.logits(network)
-            loss = loss_of(logits.float(), batch.labels) * (len(batch.labels) / rows)
+            loss = objective(logits, batch.labels, LOSSES, temperature=TEMPERATURE) * (len(batch.labels) / rows)
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -199,16 +199,6 @@ def train(network: nn.Module, batches: Sequence[Sequence[Batch]], peak: float) -
         optimizer.zero_grad()
         losses.append(total)
     return float(np.mean(losses[-max(1, len(losses) // 10) :]))
-
-
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """As in pre-training: each score's cross-entropy with its label, and the listwise one over a row's candidates."""
-    present = ~labels.isnan()
-    target = labels.nan_to_num()
-    share = (target / TEMPERATURE).masked_fill(~present, float("-inf")).softmax(-1)
-    log_share = logits.masked_fill(~present, float("-inf")).log_softmax(-1).masked_fill(~present, 0.0)
-    pointwise = F.binary_cross_entropy_with_logits(logits[present], target[present])
-    return pointwise - (share * log_share).sum(-1).mean()
 
 
 class RoundedLinear(nn.Module):
@@ -278,7 +268,7 @@ class Trial:
     @staticmethod
     def of(source: Source, data: Path, count: int, threads: int) -> Trial:
         packer = Packer(source.tokenizer)
-        calibrating, asked = split(dev_questions(data), count)
+        calibrating, asked = split(dev_sets(data), count)
         rows = [row for question in rows_of(packer, calibrating, source.max_tokens) for row in question]
         return Trial(packer, rows, asked, source.max_tokens, threads)
 
