@@ -133,7 +133,7 @@ def fine_tuned(shape: dict[str, int], count: int, steps: int) -> dict[str, Any]:
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(SEED)
-    config = T5Config(vocab_size=32128, d_kv=64, feed_forward_proj="gated-gelu", **shape)
+    config = T5Config(vocab_size=32128, d_kv=64, feed_forward_proj="gated-gelu", decoder_start_token_id=0, **shape)
     generator = T5ForConditionalGeneration(config).train()
     optimizer = torch.optim.AdamW(generator.parameters(), lr=1e-4)
     taken = []
