@@ -1,4 +1,4 @@
-"""A web API as OpenAI's, over HTTP on this machine, in front of a small model; it fails on purpose where it is told to."""
+"""A web API as OpenAI's, over HTTP on this machine, in front of a small model; it fails where it is told to."""
 
 from __future__ import annotations
 
