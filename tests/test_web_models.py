@@ -52,6 +52,7 @@ def api(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
+    server.ended.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -87,12 +88,9 @@ def test_answers_become_candidates_with_likelihoods(api: Api) -> None:
 
 def test_every_failure_is_tried_again(api: Api) -> None:
     expected = texts(model(api).sample(instances(4)))
-    asked = api.answered.copy()
-    api.answered.clear()
     api.faults = [500, 429, "none", "stall", 503, "drop", "garbage", "shapeless", 408, 502, "drop", 429]
-    assert texts(model(api, time_out=0.8).sample(instances(4))) == expected
+    assert texts(model(api, time_out=3).sample(instances(4))) == expected
     assert not api.faults
-    assert api.answered == asked
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -236,9 +234,10 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT])
 def test_the_same_bytes_and_no_question_twice_when_it_was_killed(api: Api, tmp_path: Path, way: signal.Signals) -> None:
     write_instances(tmp_path / "in.jsonl", instances(24))
+    api.most = 1
     sample(tmp_path / "in.jsonl", tmp_path / "all", model(api), shard_instances=5)
     api.answered.clear()
-    api.delay, api.most = 0.05, 1
+    api.delay = 0.05
     api.faults = [500, 429, "drop", "none"] * 4
     out = tmp_path / "out"
     arguments = ["sample", "--data", str(tmp_path / "in.jsonl"), "--out", str(out), "--api", api.url, "--model", MODEL]
@@ -263,18 +262,15 @@ def test_the_same_bytes_and_no_question_twice_when_it_was_killed(api: Api, tmp_p
         for source, top_p in (("sampling", 1.0), ("nucleus", 0.95)):
             new = api.answered[f"say the word {number}", 1.0, top_p] - before[f"say the word {number}", 1.0, top_p]
             assert new == 2 - kept[f"i{number}", source]
-    assert len(list(read_instances(out))) == 24
     assert [len(one.candidates) for one in read_instances(out)] == [4] * 24
-    api.most = 100
-    first = [[c.text for c in one.candidates[::2]] for one in read_instances(out)]
-    assert first == [[c.text for c in one.candidates[::2]] for one in read_instances(tmp_path / "all")]
-    again = contents(out)
+    expected = contents(tmp_path / "all")
+    assert contents(out) == expected
     (out / "unfinished.json").write_text(json.dumps(Shards(out).manifest["plan"]))
     for name in ("manifest.json", "shard-000002.parquet"):
         (out / name).unlink()
     asked = len(api.requests)
     assert main(arguments) == 0
-    assert (contents(out), len(api.requests)) == (again, asked)
+    assert (contents(out), len(api.requests)) == (expected, asked)
 
 
 def test_a_full_disk_ends_the_job(api: Api, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from cappy_train.local_models import LocalModel
 from cappy_train.sampling import Decoding
 
 MODEL, KEY = "tiny", "a key"
-STALL = 1.5
 
 
 class Api(ThreadingHTTPServer):
@@ -49,6 +48,7 @@ class Api(ThreadingHTTPServer):
         self.times: list[float] = []
         self.most_at_a_time = self._now = 0
         self.lock = threading.Lock()
+        self.ended = threading.Event()
         self._models: dict[tuple[float, float, int], LocalModel] = {}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif isinstance(fault, int):
                 self._send(fault, {"error": {"message": "on purpose", "code": "x"}}, self.server.headers)
             elif fault == "stall":
-                time.sleep(STALL)
+                self.server.ended.wait()
             elif fault == "drop":
                 self.close_connection = True
                 self.connection.close()

@@ -31,26 +31,34 @@ class Journal:
         """
         self.requests = self.tokens = 0
         self._path = path
-        digests, offsets, end = list[int](), list[int](), 0
+        places: list[tuple[int, int]] = []
         if path is not None:
             try:
                 # Unbuffered, so that a line is with the operating system as soon as it is written.
-                self._file = path.open("ab", buffering=0)  # see close
-                self._reader = path.open("rb")
-                for number, line in enumerate(self._reader, start=1):
-                    if not line.endswith(b"\n"):
-                        self._file.truncate(end)
-                        break
-                    record = self._decoded(line, number)
-                    if "id" in record:
-                        digests.append(_digest(record["id"], record["source"]))
-                        offsets.append(end)
-                    self._count(record)
-                    end += len(line)
+                self._file, self._reader = path.open("ab", buffering=0), path.open("rb")
             except OSError as error:
                 raise InputValueError(f"{path} can't be read or written ({error})") from error
-        order = np.argsort(np.array(digests, np.uint64), kind="stable")
-        self._digests, self._offsets = np.array(digests, np.uint64)[order], np.array(offsets, np.int64)[order]
+            try:
+                places = list(self._places())
+            except BaseException:
+                self.close()
+                raise
+        digests = np.array([digest for digest, _ in places], np.uint64)
+        order = np.argsort(digests, kind="stable")
+        self._digests, self._offsets = digests[order], np.array([offset for _, offset in places], np.int64)[order]
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """Where each line that answers a question begins, behind the question's digest; a torn last line goes."""
+        end = 0
+        for number, line in enumerate(self._reader, start=1):
+            if not line.endswith(b"\n"):
+                self._file.truncate(end)
+                return
+            record = self._decoded(line, number)
+            self._count(record)
+            if "id" in record:
+                yield _digest(record["id"], record["source"]), end
+            end += len(line)
 
     def records(self, id: str, source: str) -> Iterator[dict[str, Any]]:
         """What had been written about a question when the journal was opened, in order."""

@@ -335,7 +335,8 @@ def draw(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
 
 def _place(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = probabilities.cumsum(-1)
-    return torch.searchsorted(cumulative, (uniforms * cumulative[..., -1])[..., None], right=True)[..., 0]
+    places = torch.searchsorted(cumulative, (uniforms * cumulative[..., -1])[..., None], right=True)[..., 0]
+    return places.clamp(max=probabilities.shape[-1] - 1)  # past the end only where they are no numbers
 
 
 def _repeated(inputs: dict[str, Any], rows: int, *, beams: int = 1) -> dict[str, Any]:
