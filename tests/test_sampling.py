@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     LogitsProcessorList,
+    PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -63,30 +64,45 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_likelihoods_are_those_of_the_networks_own_forward_pass(folders: dict[str, Path], kind: str) -> None:
+def test_likelihoods_are_those_of_the_networks_own_forward_pass(
+    folders: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without generate, without a cache and without padding: of each token after all that stand before it."""
+    written: list[list[int]] = []
+    decode = PreTrainedTokenizerBase.batch_decode
+
+    def seen(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], **options: Any) -> list[str]:
+        written.extend(rows)
+        return decode(tokenizer, rows, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "batch_decode", seen)
     tokenizer: Any = AutoTokenizer.from_pretrained(folders[kind])
     loader: Any = AutoModelForSeq2SeqLM if kind in SEQ2SEQ else AutoModelForCausalLM
     network = loader.from_pretrained(folders[kind], dtype=torch.float32)
-    ended = 0
-    for instance, candidates in zip(instances(), opened(folders[kind]).sample(instances()).candidates, strict=True):
-        assert [one.source for one in candidates] == ["beam", *(name for name in DECODINGS[1:] for _ in range(4))]
-        for one in candidates:
-            said = tokenizer(one.text, add_special_tokens=False)["input_ids"]
-            if len(said) < 12:
-                said.append(END)
-                ended += 1
-            prompt = tokenizer(instance.instruction)["input_ids"]
+    sampled = opened(folders[kind], batch_tokens=1 << 20).sample(instances())
+    prompts = [tokenizer(text)["input_ids"] for text in INSTRUCTIONS]
+    tokens, ended = iter(written), 0
+    for at in sorted(range(len(prompts)), key=lambda at: -len(prompts[at])):
+        assert [one.source for one in sampled.candidates[at]] == [
+            "beam",
+            *(name for name in DECODINGS[1:] for _ in range(4)),
+        ]
+        for one, said in zip(sampled.candidates[at], tokens, strict=False):
+            assert one.text == tokenizer.decode(said, skip_special_tokens=True).strip()
+            row = said if len(said) == 12 else [*said, END]
+            ended += len(said) < 12
             with torch.inference_mode():
                 if kind in SEQ2SEQ:
                     start = network.generation_config.decoder_start_token_id
-                    logits = network(torch.tensor([prompt]), decoder_input_ids=torch.tensor([[start, *said]])).logits[0]
+                    answer = torch.tensor([[start, *row]])
+                    logits = network(torch.tensor([prompts[at]]), decoder_input_ids=answer).logits[0]
                 else:
-                    logits = network(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 :]
-            likelihoods = logits.double().log_softmax(-1)[range(len(said)), said]
-            assert one.log_likelihood == pytest.approx(float(likelihoods.sum()), abs=2e-3)
-            assert one.mean_log_likelihood == pytest.approx(float(likelihoods.mean()), abs=2e-4)
-    assert ended > 5
+                    logits = network(torch.tensor([prompts[at] + row])).logits[0, len(prompts[at]) - 1 :]
+            likelihoods = logits.double().log_softmax(-1)[range(len(row)), row]
+            assert one.log_likelihood == pytest.approx(float(likelihoods.sum()), abs=1e-3)
+            assert one.mean_log_likelihood == pytest.approx(float(likelihoods.mean()), abs=1e-4)
+    assert len(written) == 5 * 17
+    assert ended > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
