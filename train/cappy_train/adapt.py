@@ -233,7 +233,8 @@ def read_examples(files: Sequence[Path], *, seed: int) -> Examples:
     named = ", ".join(map(str, files))
     if not places and not held_out and not test:
         raise InputValueError(
-            f"{named}: no instance has candidates or choices to learn from: give instances with recorded candidates"
+            f"{named}: no instance has candidates or choices to learn from: sample some (--generator, --api), or give "
+            "instances with recorded candidates"
         )
     if not places:
         raise InputValueError(
