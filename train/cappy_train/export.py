@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,12 +21,14 @@ from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE
 from cappy_lite.packing import PackedRow
 from cappy_lite.session import Session, available_cpus
 from cappy_train.batches import Packer, network_scores
-from cappy_train.card import model_card
+from cappy_train.card import PRETRAINED, model_card
 from cappy_train.evaluate import Question, dev_questions
+from cappy_train.files import Source, folder_written_whole
 from cappy_train.graph import graph_weights, packed_graph
 from cappy_train.graph_builder import save_graph
-from cappy_train.pretrain import LOG, trained_network
+from cappy_train.network import ScorerNetwork
 from cappy_train.quantise import observe, quantise
+from cappy_train.training import LOG, trained_network
 
 FLOAT_GRAPH_FILE = "model.fp32.onnx"
 # Where a graph's weights are that don't lie in the graph's own file.
@@ -67,62 +68,90 @@ MAX_QUANTISED_DIFFERENCE = 0.015
 MIN_SAME_PICK = 0.97
 
 
-def export(run: Path, data: Path, out: Path, *, name: str, base_model: str, licence: str) -> None:
+def export(run: Path, dev: Source, out: Path, *, name: str, base_model: str, licence: str) -> None:
     """Makes the model folder `out` from a run's last checkpoint, whole or not at all.
 
     Beside the files of the model lies its float32 twin, which the model doesn't need (model.fp32.onnx).
 
     Args:
         run: folder of a training run.
-        data: folder with the training files; their dev splits calibrate the quantisation and prove it.
+        dev: files of instances, whose split dev calibrates the quantisation and proves it.
         out: the folder to make; it must not exist.
         name: the model's name.
         base_model: what the run started from, in words.
         licence: under what terms the model is passed on.
 
     Raises:
-        InputValueError: `out` exists, or a file of `run` or `data` is missing or damaged.
+        InputValueError: `out` exists, or a file of `run` or `dev` is missing or damaged.
         ModelError: the graph or its quantisation doesn't agree with the network as `check_parity` demands.
     """
     if out.exists():
         raise InputValueError(f"{out} exists: give --out a new folder")
     network = trained_network(run)
     training = training_figures(run)
-    packer = Packer(run / TOKENIZER_FILE)
     max_tokens = network.config.positions
-    questions = [question for members in dev_questions(data).values() for question in members]
+    questions = dev_questions(dev)
     calibrating = questions[::CALIBRATION_STEP]
     checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
-    with whole_or_not_at_all(out) as folder:
-        weights = graph_weights(network)
-        onnx.save(packed_graph(weights), folder / FLOAT_GRAPH_FILE)
-        rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
-        save_graph(packed_graph(quantise(weights, observe(folder / FLOAT_GRAPH_FILE, rows))), folder / GRAPH_FILE)
-
-        float_scores = graph_scores(folder / FLOAT_GRAPH_FILE, packer, checked, max_tokens)
-        quantised_scores = graph_scores(folder / GRAPH_FILE, packer, checked, max_tokens)
-        through_network = [(question.instruction, question.candidates) for question in checked[::NETWORK_STEP]]
-        network_part = network_scores(network, packer, through_network, max_tokens)
-        parity = measure_parity(network_part, float_scores, quantised_scores)
-        check_parity(parity)
-
-        shutil.copyfile(run / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    with folder_written_whole(out) as folder:
         identity = {"name": name, "base_model": base_model, "licence": licence, "max_tokens": max_tokens}
-        card = model_card(identity, layers=network.config.layers, training=training, parity=asdict(parity))
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        config = {
-            "format_version": FORMAT_VERSION,
-            **identity,
-            "graph": "shared",
-            "special_tokens": {"cls": "[CLS]", "sep": "[SEP]"},
-            "score_activation": "sigmoid",
-            "score_position": "last_sep",
-            "calibration": None,
-            "parity": asdict(parity),
-            "training": training,
-        }
-        write_json(folder / CONFIG_FILE, config)
-        seal(folder)
+        write_model(folder, network, run / TOKENIZER_FILE, calibrating, checked, identity=identity, training=training)
+
+
+def write_model(
+    folder: Path,
+    network: ScorerNetwork,
+    tokenizer: Path,
+    calibrating: Sequence[Question],
+    checked: Sequence[Question],
+    *,
+    identity: Mapping[str, object],
+    training: Mapping[str, float],
+    origin: str = PRETRAINED,
+) -> None:
+    """Fills a folder with a network's model: graph, 8-bit weights, float32 twin, config and card.
+
+    Args:
+        folder: an empty one.
+        tokenizer: the network's tokenizer.json.
+        calibrating: questions that the quantisation takes its scales from.
+        checked: other ones, one at least, on which the graphs must agree with the network.
+        identity: name, base_model, licence and max_tokens, for config and card.
+        training: steps, and figures whose names have `_dev_`, for config and card.
+        origin: what the network was trained on, for the card.
+
+    Raises:
+        ModelError: the graph or its quantisation doesn't agree with the network as `check_parity` demands.
+    """
+    packer, max_tokens = Packer(tokenizer), network.config.positions
+    weights = graph_weights(network)
+    onnx.save(packed_graph(weights), folder / FLOAT_GRAPH_FILE)
+    rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
+    save_graph(packed_graph(quantise(weights, observe(folder / FLOAT_GRAPH_FILE, rows))), folder / GRAPH_FILE)
+
+    float_scores = graph_scores(folder / FLOAT_GRAPH_FILE, packer, checked, max_tokens)
+    quantised_scores = graph_scores(folder / GRAPH_FILE, packer, checked, max_tokens)
+    through_network = [(question.instruction, question.candidates) for question in checked[::NETWORK_STEP]]
+    network_part = network_scores(network, packer, through_network, max_tokens)
+    parity = measure_parity(network_part, float_scores, quantised_scores)
+    check_parity(parity)
+
+    shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    card = model_card(identity, layers=network.config.layers, training=training, parity=asdict(parity), origin=origin)
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    config = {
+        "format_version": FORMAT_VERSION,
+        **identity,
+        "graph": "shared",
+        "special_tokens": {"cls": "[CLS]", "sep": "[SEP]"},
+        "score_activation": "sigmoid",
+        "score_position": "last_sep",
+        "calibration": None,
+        "parity": asdict(parity),
+        "training": training,
+    }
+    write_json(folder / CONFIG_FILE, config)
+    seal(folder)
 
 
 def seal(folder: Path) -> None:
@@ -203,19 +232,6 @@ def training_figures(run: Path) -> dict[str, float]:
     for line in path.read_text(encoding="utf-8").splitlines():
         last |= json.loads(line)
     return {"steps": last["step"]} | {key: value for key, value in last.items() if key == "loss" or "_dev_" in key}
-
-
-@contextmanager
-def whole_or_not_at_all(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` at the end, and vanishes after an error."""
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by an export that was killed
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _margin(scores: FloatArray) -> float:
