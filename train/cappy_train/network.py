@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cappy_lite.errors import InputValueError
+from cappy_train.attention import Sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,43 +36,63 @@ class NetworkConfig:
         return asdict(self)
 
 
+class Linear(nn.Linear):
+    """Computes in its input's precision, whatever that of its weights."""
+
+    def forward(self, input: Tensor, outputs: slice = slice(None)) -> Tensor:
+        """`outputs`: which of its outputs are wanted."""
+        return F.linear(input, self.weight[outputs].to(input.dtype), self.bias[outputs].to(input.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Computes in its input's precision, whatever that of its weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
 class Layer(nn.Module):
     """One post-norm transformer layer, as in BERT (Devlin et al., 2019)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.query_key_value = nn.Linear(config.hidden, 3 * config.hidden)
-        self.attention_output = nn.Linear(config.hidden, config.hidden)
-        self.attention_norm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
-        self.intermediate = nn.Linear(config.hidden, config.feed_forward)
-        self.output = nn.Linear(config.feed_forward, config.hidden)
-        self.output_norm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
+        self.query_key_value = Linear(config.hidden, 3 * config.hidden)
+        self.attention_output = Linear(config.hidden, config.hidden)
+        self.attention_norm = LayerNorm(config.hidden, eps=config.layer_norm_eps)
+        self.intermediate = Linear(config.hidden, config.feed_forward)
+        self.output = Linear(config.feed_forward, config.hidden)
+        self.output_norm = LayerNorm(config.hidden, eps=config.layer_norm_eps)
 
-    def forward(self, states: Tensor, attention_bias: Tensor) -> Tensor:
-        states = self.attention_norm(states + self.attention_output(self.attend(states, attention_bias)))
+    def forward(self, states: Tensor, sight: Sight, positions: Tensor | None = None) -> Tensor:
+        """The next states, (B, L, hidden), of all tokens; or of those at `positions`, (B, K), as (B, K, hidden)."""
+        if positions is None:
+            context = sight.attend(self.query_key_value(states))
+        else:
+            key_value = self.query_key_value(states, slice(states.shape[-1], None))
+            states = states.flatten(0, 1)[positions]
+            query = self.query_key_value(states, slice(states.shape[-1]))
+            context = sight.attend_at(positions, query, key_value)
+        states = self.attention_norm(states + self.attention_output(context))
         return self.output_norm(states + self.output(F.gelu(self.intermediate(states))))
-
-    def attend(self, states: Tensor, attention_bias: Tensor) -> Tensor:
-        rows, length, hidden = states.shape
-        query, key, value = (
-            self.query_key_value(states).view(rows, length, 3, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4)
-        )
-        # Written out: on a CPU in bfloat16, heads of 32 run faster so than through scaled_dot_product_attention.
-        logits = (query * (hidden // self.heads) ** -0.5) @ key.transpose(-1, -2)
-        context = (logits + attention_bias).softmax(-1) @ value
-        return context.transpose(1, 2).reshape(rows, length, hidden)
 
 
 class ScorerNetwork(nn.Module):
     """Packed rows in, one logit a candidate out; the score is the logit's sigmoid.
 
     Shapes: B rows of L tokens, n candidates over all rows.
+
+    precision: what the layers compute in; weights, embeddings and the head are float32 all the same, since bfloat16's
+        steps are too coarse for a logit, and for small changes of weights.
+    recompute: whether training computes a layer's states again in the backward pass, rather than keep them.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.precision = torch.float32
+        self.recompute = False
         self.word_embeddings = nn.Embedding(config.vocabulary, config.hidden)
         self.position_embeddings = nn.Embedding(config.positions, config.hidden)
         self.token_type_embeddings = nn.Embedding(2, config.hidden)
@@ -79,16 +101,31 @@ class ScorerNetwork(nn.Module):
         self.head_dense = nn.Linear(config.hidden, config.hidden)
         self.head_output = nn.Linear(config.hidden, 1)
 
-    def encode(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, segment_ids: Tensor) -> Tensor:
-        """Last hidden states, (B, L, hidden), of int64 inputs (B, L). Padding has segment -1: nothing sees it."""
+    def encode(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        token_type_ids: Tensor,
+        segment_ids: Tensor,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states, (B, L, hidden), of int64 inputs (B, L). Padding has segment -1: nothing sees it.
+
+        positions: (B, K) int64, of each row's own tokens among the B * L laid end to end; then the last states of these
+            alone are computed, (B, K, hidden).
+        """
         states = self.embedding_norm(
             self.word_embeddings(input_ids)
             + self.position_embeddings(position_ids)
             + self.token_type_embeddings(token_type_ids)
-        )
-        bias = attention_bias(segment_ids, states.dtype)
-        for layer in self.layers:
-            states = layer(states, bias)
+        ).to(self.precision)
+        sight = Sight(segment_ids, self.config.heads, states.dtype)
+        for number, layer in enumerate(self.layers):
+            wanted = positions if number == len(self.layers) - 1 else None
+            if self.recompute:
+                states = checkpoint(layer, states, sight, wanted, use_reentrant=False)
+            else:
+                states = layer(states, sight, wanted)
         return states
 
     def forward(
@@ -99,19 +136,13 @@ class ScorerNetwork(nn.Module):
         segment_ids: Tensor,
         score_positions: Tensor,
     ) -> Tensor:
-        """Logits, (n,), read at `score_positions`, (n,): indices into the B * L tokens laid end to end."""
-        states = self.encode(input_ids, position_ids, token_type_ids, segment_ids)
-        # The head may be kept in float32 over an encoder in bfloat16, whose steps are too coarse for a logit.
-        last = states.flatten(0, 1)[score_positions].to(self.head_dense.weight.dtype)
-        return self.head_output(torch.tanh(self.head_dense(last))).squeeze(-1)
+        """Logits, (n,), read at `score_positions`, (n,): indices into the B * L tokens laid end to end.
 
-
-def attention_bias(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the attention logits, (B, 1, L, L): 0 where a query (row) sees a key (column), else -inf."""
-    keys, queries = segment_ids[:, None, :], segment_ids[:, :, None]
-    visible = (keys == 0) | (keys == queries)
-    bias = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
-    return bias.masked_fill(~visible, float("-inf")).unsqueeze(1)
+        The first n / B of them are the first row's, and so on.
+        """
+        positions = score_positions.view(len(input_ids), -1)
+        last = self.encode(input_ids, position_ids, token_type_ids, segment_ids, positions).to(torch.float32)
+        return self.head_output(torch.tanh(self.head_dense(last))).flatten()
 
 
 def from_bert(folder: Path) -> ScorerNetwork:

@@ -308,6 +308,7 @@ def learning_rate(step: int, steps: int, settings: Settings) -> float:
 def working_copy(network: ScorerNetwork) -> ScorerNetwork:
     """The network with its encoder in bfloat16; the head stays float32, whose steps are fine enough for a logit."""
     copy = deepcopy(network).to(torch.bfloat16)
+    copy.precision = torch.bfloat16
     copy.head_dense.to(torch.float32)
     copy.head_output.to(torch.float32)
     return copy
