@@ -82,7 +82,8 @@ class Sight:
 
 def attention_bias(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to the attention logits, (B, 1, L, L): 0 where a query (row) sees a key (column), else -inf."""
-    keys, queries = segment_ids[:, None, :], segment_ids[:, :, None]
+    segments = segment_ids.to(torch.int32)  # compared faster
+    keys, queries = segments[:, None, :], segments[:, :, None]
     visible = (keys == 0) | (keys == queries)
     bias = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
     return bias.masked_fill(~visible, float("-inf")).unsqueeze(1)
@@ -93,12 +94,13 @@ def _chunks(segment_ids: Tensor, bias: Tensor, heads: int) -> Iterator[Chunk]:
     size = max(1, CHUNK_WEIGHTS // (heads * length * length))
     for first in range(0, count, size):
         rows = slice(first, min(first + size, count))
-        edges = [0, length]
-        if length > WHOLE_ROW:
+        if length <= WHOLE_ROW:
+            whole = slice(0, length)
+            yield Chunk(rows, (Block(whole, (whole,), bias[rows]),))
+        else:
             instruction = int((segment_ids[rows] == 0).sum(1).min())
             edges = sorted({0, *range(instruction, length, BLOCK_QUERIES), length})
-        blocks = (_block(bias[rows], slice(start, end)) for start, end in pairwise(edges))
-        yield Chunk(rows, tuple(blocks))
+            yield Chunk(rows, tuple(_block(bias[rows], slice(start, end)) for start, end in pairwise(edges)))
 
 
 def _block(bias: Tensor, queries: slice) -> Block:

@@ -22,7 +22,7 @@ from cappy_train.regression import MAX_RESPONSES, Example
 T = TypeVar("T")
 
 # Rows are padded to a multiple of this: few shapes, and little padding.
-LENGTH_STEP = 32
+LENGTH_STEP = 8
 # A training row ends here; responses beyond are left out of it.
 ROW_TOKENS = 640
 # Tokens of a batch when scoring.
@@ -103,9 +103,9 @@ class Packer:
         return rows
 
     def batch(self, rows: Sequence[TokenRow]) -> Batch:
-        """Rows of one padded length as a batch."""
+        """Rows as a batch, padded to the length of the longest."""
         packed = [next(self.pack(row.instruction, row.responses, row.max_tokens)) for row in rows]
-        (length,) = {padded(row.length) for row in rows}
+        length = padded(max(row.length for row in rows))
         labels = [np.array(row.labels)[first.candidate_indices] for row, first in zip(rows, packed, strict=True)]
         return collate(packed, labels, length, MAX_RESPONSES)
 
