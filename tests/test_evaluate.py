@@ -15,6 +15,7 @@ import pytest
 
 from cappy_lite.errors import InputValueError
 from cappy_lite.rouge import rouge_l
+from cappy_train.baselines import longest
 from cappy_train.evaluate import (
     Question,
     bootstrap,
@@ -24,7 +25,6 @@ from cappy_train.evaluate import (
     distance_closed,
     distractor_questions,
     evaluate_dev,
-    longest,
     majority_gains,
     oracle_gains,
     picked_gains,

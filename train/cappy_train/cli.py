@@ -29,6 +29,19 @@ examples:
   cappy-train annotate --data 'sampled/*.parquet' more.jsonl --split train --out pairs
 """
 
+EVALUATE_DESCRIPTION = """\
+Evaluates model folders on instances: picks among choices, among recorded candidates, or of a reference among other
+instances' references, beside single systems, self-scores, consensus, simple rules, random and oracle, with intervals;
+best-of-n curves, calibration and task by task. Writes report.json, report.md and report.html, a page with plots that
+needs nothing else."""
+
+EVALUATE_EXAMPLES = """\
+examples:
+  cappy-train evaluate --model cappy-mini --data t0_heldout.jsonl.gz --out reports/t0
+  cappy-train evaluate --model models/mine --data sampled --split dev --out reports/mine
+  cappy-train evaluate --model cappy-mini models/adapted --data sampled/*.parquet --out reports/before-and-after
+"""
+
 IMPORT_DESCRIPTION = """\
 Makes a model folder of a cross-encoder that transformers saved: a sequence-classification checkpoint with one output,
 such as the published Cappy checkpoints, of the families BERT (MiniLM among them), RoBERTa, XLM-RoBERTa, DeBERTa v2 and
@@ -107,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--licence", required=True, help="licence of the model, such as Apache-2.0")
     export.add_argument("--name", help="name of the model (default: the name of --out)")
     export.set_defaults(run_stage=_export)
+
+    _add_evaluate(stages)
 
     joint = stages.add_parser(
         "import",
@@ -268,6 +283,50 @@ def _annotate(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {shards.rows:,} pairs ({counts})", file=sys.stderr)
     for note in shards.manifest["notes"]:
         print(f"left out: {note}", file=sys.stderr)
+
+
+def _add_evaluate(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "evaluate",
+        help="report how good a model's picks are, beside single systems and simple rules",
+        description=EVALUATE_DESCRIPTION,
+        epilog=EVALUATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME|FOLDER",
+        help="shipped models' names or model folders",
+    )
+    parser.add_argument("--data", nargs="+", required=True, metavar="INSTANCES", help="files, folders of shards, globs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the report; a new one")
+    parser.add_argument(
+        "--split", choices=["train", "dev", "test"], default="test", help="evaluate this split (default: %(default)s)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N questions a table, spread over tasks")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of distractors and of the bootstrap (default: %(default)s)"
+    )
+    parser.set_defaults(run_stage=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from cappy_train.evaluation import evaluate
+    from cappy_train.report import averages
+
+    report = evaluate(
+        arguments.model,
+        arguments.data,
+        arguments.out,
+        split=arguments.split,
+        limit=arguments.limit,
+        seed=arguments.seed,
+    )
+    print(averages(report))
+    print(f"{arguments.out / 'report.html'} has the rest", file=sys.stderr)
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:

@@ -23,11 +23,14 @@ from cappy_train.instances import Candidate, Instance, read_instances
 from cappy_train.neighbours import dice_similarity, normal, rouge_words, varying_parts
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 # Scores for (instruction, candidates) pairs, one array a pair in their order; higher is better.
 ScoreFunction = Callable[[list[tuple[str, tuple[str, ...]]]], Sequence[npt.ArrayLike]]
 
 SIMILAR = 4
 RESAMPLES = 2000
+# Draws of groups that are held at a time: 64 MB.
+DRAWS = 1 << 23
 # Their source holds the first 200 examples of each data set, and those have one label, or almost (wiki_qa, qasc's
 # yes/no form), so that a constant answer is right: accuracy there tells nothing of a scorer.
 ONE_SIDED = frozenset({"ag_news", "dbpedia_14", "imdb", "rotten_tomatoes", "wiki_qa", "qasc is_correct"})
@@ -156,24 +159,43 @@ def picked_gains(questions: Sequence[Question], score: ScoreFunction) -> FloatAr
     Raises:
         InputValueError: the scores don't fit the candidates, or are not finite.
     """
+    scored = checked_scores(questions, score)
+    return np.array([question.gains[scores.argmax()] for question, scores in zip(questions, scored, strict=True)])
+
+
+def checked_scores(questions: Sequence[Question], score: ScoreFunction) -> list[FloatArray]:
+    """For each question (candidates,) float64, the scores of its candidates.
+
+    Raises:
+        InputValueError: the scores don't fit the candidates, or are not finite.
+    """
     scored = score([(question.instruction, question.candidates) for question in questions])
     if len(scored) != len(questions):
         raise InputValueError(f"score gave {len(scored)} arrays for {len(questions)} questions: give one a question")
-    picked = np.empty(len(questions))
-    for index, (question, scores) in enumerate(zip(questions, scored, strict=True)):
-        values = np.asarray(scores, dtype=np.float64)
+    checked = [np.asarray(scores, dtype=np.float64) for scores in scored]
+    for question, values in zip(questions, checked, strict=True):
         if values.shape != question.gains.shape or not np.isfinite(values).all():
             raise InputValueError(
                 f"score gave {values} for {len(question.candidates)} candidates of {question.group}: "
                 "give one finite number a candidate"
             )
-        picked[index] = question.gains[values.argmax()]
-    return picked
+    return checked
+
+
+def recorded_gains(question: Question) -> FloatArray:
+    """(n,) float64: the gain of each recorded response, repetitions included; without any, of each candidate."""
+    return question.gains[recorded_places(question)] if question.recorded else question.gains
+
+
+def recorded_places(question: Question) -> npt.NDArray[np.intp]:
+    """For each recorded response the place of its text among the candidates."""
+    places = {text: place for place, text in enumerate(question.candidates)}
+    return np.array([places[response.text] for response in question.recorded], dtype=np.intp)
 
 
 def random_gains(questions: Sequence[Question]) -> FloatArray:
-    """(n,) float64: the expected gain of a pick at random."""
-    return np.array([question.gains.mean() for question in questions])
+    """(n,) float64: the expected gain of a pick at random; a response recorded twice is twice as likely."""
+    return np.array([recorded_gains(question).mean() for question in questions])
 
 
 def oracle_gains(questions: Sequence[Question]) -> FloatArray:
@@ -193,11 +215,6 @@ def majority_gains(questions: Sequence[Question]) -> FloatArray:
         right[question.task, question.template][: len(question.gains)] += question.gains
     places = [right[question.task, question.template][: len(question.gains)].argmax() for question in questions]
     return np.array([question.gains[place] for question, place in zip(questions, places, strict=True)])
-
-
-def longest(pairs: list[tuple[str, tuple[str, ...]]]) -> list[FloatArray]:
-    """Scores that pick the candidate with the most characters."""
-    return [np.array([len(text) for text in candidates], dtype=np.float64) for _, candidates in pairs]
 
 
 def distance_closed(picked: npt.ArrayLike, random: npt.ArrayLike, oracle: npt.ArrayLike) -> FloatArray:
@@ -225,22 +242,41 @@ def bootstrap(
     A mean over a template's questions is taken to first order: each question adds its weighted deviation from its
     template's mean as often as its group is drawn. That stays defined where a draw misses a template.
     """
-    rng = np.random.default_rng(seed)
-    task_of, template_of, weights = _weights(questions)
-    means = task_means(questions, gains)
+    _, template_of, weights = _weights(questions)
     sizes = np.bincount(template_of)
     template_means = np.stack([np.bincount(template_of, row) / sizes for row in gains])
     deviations = (gains - template_means[:, template_of]) * weights
+    return task_means(questions, gains) + resampled_sums(questions, deviations, seed=seed, resamples=resamples)
+
+
+def resampled_sums(
+    questions: Sequence[Question], values: FloatArray, *, seed: int = 0, resamples: int = RESAMPLES
+) -> FloatArray:
+    """Sums over resampled questions of each task, as (resamples, rows, tasks) float64; values: (rows, n) float64.
+
+    Groups are drawn with replacement within each task, as many as it has, all rows on the same draws.
+    """
+    rng = np.random.default_rng(seed)
+    task_of = _weights(questions)[0]
     groups = np.array([question.group for question in questions])
-    samples = np.empty((resamples, len(gains), means.shape[-1]))
-    for task in range(means.shape[-1]):
+    samples = np.empty((resamples, len(values), task_of.max() + 1))
+    for task in range(samples.shape[-1]):
         members = task_of == task
         group_of = np.unique(groups[members], return_inverse=True)[1]
-        by_group = np.stack([np.bincount(group_of, row) for row in deviations[:, members]], axis=1)
+        by_group = np.stack([np.bincount(group_of, row) for row in values[:, members]], axis=1)
         count = len(by_group)
-        draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
-        samples[:, :, task] = means[:, task] + draws @ by_group
+        step = max(DRAWS // count, 1)
+        for start in range(0, resamples, step):
+            part = samples[start : start + step, :, task]
+            part[:] = rng.multinomial(count, np.full(count, 1 / count), size=len(part)) @ by_group
     return samples
+
+
+def estimate(samples: FloatArray) -> dict[str, float]:
+    """{value, low, high} of a figure and of its resamples, (1 + resamples,): the 95 % interval of their percentiles."""
+    figures = samples[0], *np.percentile(samples[1:], [2.5, 97.5])
+    # + 0, so that there is no -0.0.
+    return {name: round(float(figure), 5) + 0 for name, figure in zip(("value", "low", "high"), figures, strict=True)}
 
 
 def dev_questions(data: Path, *, limit: int | None = None) -> dict[str, list[Question]]:

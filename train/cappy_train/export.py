@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from cappy_lite.session import Session, available_cpus
 from cappy_train.batches import Packer, network_scores
 from cappy_train.card import model_card
 from cappy_train.evaluate import Question, dev_questions
+from cappy_train.files import folder_written_whole
 from cappy_train.graph import graph_weights, packed_graph
 from cappy_train.graph_builder import save_graph
 from cappy_train.pretrain import LOG, trained_network
@@ -93,7 +93,7 @@ def export(run: Path, data: Path, out: Path, *, name: str, base_model: str, lice
     questions = [question for members in dev_questions(data).values() for question in members]
     calibrating = questions[::CALIBRATION_STEP]
     checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
-    with whole_or_not_at_all(out) as folder:
+    with folder_written_whole(out) as folder:
         weights = graph_weights(network)
         onnx.save(packed_graph(weights), folder / FLOAT_GRAPH_FILE)
         rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
@@ -203,19 +203,6 @@ def training_figures(run: Path) -> dict[str, float]:
     for line in path.read_text(encoding="utf-8").splitlines():
         last |= json.loads(line)
     return {"steps": last["step"]} | {key: value for key, value in last.items() if key == "loss" or "_dev_" in key}
-
-
-@contextmanager
-def whole_or_not_at_all(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` at the end, and vanishes after an error."""
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by an export that was killed
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _margin(scores: FloatArray) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,6 +77,28 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends well, and goes away when it doesn't.
+
+    Raises:
+        InputValueError: `out` exists, or can't be written; the disk may be full.
+    """
+    if out.exists():
+        raise InputValueError(f"{out} exists: give --out a new folder")
+    partial = out.with_name(out.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(out)
+        _sync_folder(out.parent)
+    except OSError as error:
+        raise InputValueError(f"{out} can't be written: {error}: make room, or give another --out") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
