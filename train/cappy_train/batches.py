@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cappy_lite.errors import InputValueError
 from cappy_lite.packing import PackedRow, pack
-from cappy_lite.tokens import TextEncoder
+from cappy_lite.tokens import TextEncoder, read_tokenizer
 from cappy_train.network import ScorerNetwork
 from cappy_train.regression import MAX_RESPONSES, Example
 
@@ -25,6 +26,8 @@ T = TypeVar("T")
 LENGTH_STEP = 8
 # A training row ends here; responses beyond are left out of it.
 ROW_TOKENS = 640
+# What begins a row and what ends a text: BERT's, and RoBERTa's.
+SPECIAL_TOKENS = (("[CLS]", "[SEP]"), ("<s>", "</s>"))
 # Tokens of a batch when scoring.
 SCORING_TOKENS = 8192
 
@@ -68,7 +71,8 @@ class Packer:
     """Texts to packed rows, with the tokenizer in a file."""
 
     def __init__(self, tokenizer_file: Path) -> None:
-        self._encoder = TextEncoder(tokenizer_file, cls_token="[CLS]", sep_token="[SEP]")
+        self.cls_token, self.sep_token = special_tokens(tokenizer_file)
+        self._encoder = TextEncoder(tokenizer_file, cls_token=self.cls_token, sep_token=self.sep_token)
         self.cls_id = self._encoder.cls_id
         self.sep_id = self._encoder.sep_id
 
@@ -108,6 +112,20 @@ class Packer:
         length = padded(max(row.length for row in rows))
         labels = [np.array(row.labels)[first.candidate_indices] for row, first in zip(rows, packed, strict=True)]
         return collate(packed, labels, length, MAX_RESPONSES)
+
+
+def special_tokens(tokenizer_file: Path) -> tuple[str, str]:
+    """What begins a row, and what ends each text in it, by the tokenizer's own names.
+
+    Raises:
+        InputValueError: it has no such tokens.
+    """
+    tokenizer = read_tokenizer(tokenizer_file)
+    for pair in SPECIAL_TOKENS:
+        if all(tokenizer.token_to_id(token) is not None for token in pair):
+            return pair
+    names = " nor ".join(" and ".join(pair) for pair in SPECIAL_TOKENS)
+    raise InputValueError(f"{tokenizer_file} has neither the tokens {names}: give BERT's or RoBERTa's tokenizer")
 
 
 def collate(rows: Sequence[PackedRow], labels: Sequence[np.ndarray], length: int, places: int) -> Batch:

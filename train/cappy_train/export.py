@@ -114,7 +114,7 @@ def export(run: Path, data: Path, out: Path, *, name: str, base_model: str, lice
             "format_version": FORMAT_VERSION,
             **identity,
             "graph": "shared",
-            "special_tokens": {"cls": "[CLS]", "sep": "[SEP]"},
+            "special_tokens": {"cls": packer.cls_token, "sep": packer.sep_token},
             "score_activation": "sigmoid",
             "score_position": "last_sep",
             "calibration": None,

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cappy_lite.errors import InputValueError
 from cappy_train.attention import Sight
+from cappy_train.bert_names import LINEARS, NORMS, OFFSET_FAMILIES, why_not_bert
+
+EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,33 +152,46 @@ class ScorerNetwork(nn.Module):
 
 
 def from_bert(folder: Path) -> ScorerNetwork:
-    """A network with the encoder weights of a BERT checkpoint and a fresh head.
+    """A network with the encoder weights of a checkpoint of BERT's build, and a fresh head.
 
     Args:
-        folder: config.json and model.safetensors as transformers saves a BertModel (such as MiniLM-L6-H384).
+        folder: config.json and model.safetensors as transformers saves BERT, MiniLM, RoBERTa or XLM-RoBERTa, with any
+            head or none.
 
-    The head is drawn from torch's global generator.
+    The head is drawn from torch's global generator. A checkpoint with one token type, as RoBERTa's, has it twice, so
+    that training can tell candidates from instructions.
 
     Raises:
-        InputValueError: a file is missing.
+        InputValueError: a file is missing or damaged, or the checkpoint is of another build.
     """
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise InputValueError(f"{folder / name} is missing: give the folder of a BERT checkpoint")
-    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            raise InputValueError(f"{folder / name} is missing: give the folder of a BERT or RoBERTa checkpoint")
+    try:
+        sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        saved = load_file(folder / "model.safetensors")
+    except (ValueError, SafetensorError) as error:
+        raise InputValueError(f"{folder} can't be read ({error}): save or download the checkpoint again") from error
+    if obstacle := why_not_bert(sizes):
+        raise InputValueError(
+            f"{folder} can't become a shared-instruction network: {obstacle}. Give a BERT, MiniLM, RoBERTa or "
+            "XLM-RoBERTa; others can be scored as ordinary cross-encoders (cappy-train import)"
+        )
+    try:
+        weights = _encoder_weights(saved, sizes)
+    except KeyError as error:
+        raise InputValueError(f"{folder / 'model.safetensors'} lacks the weights {error}: save it again") from error
     config = NetworkConfig(
-        vocabulary=sizes["vocab_size"],
+        vocabulary=len(weights["word_embeddings.weight"]),
         hidden=sizes["hidden_size"],
         layers=sizes["num_hidden_layers"],
         heads=sizes["num_attention_heads"],
         feed_forward=sizes["intermediate_size"],
-        positions=sizes["max_position_embeddings"],
+        positions=len(weights["position_embeddings.weight"]),
         layer_norm_eps=sizes["layer_norm_eps"],
     )
     network = ScorerNetwork(config)
-    weights = network.state_dict()
-    weights.update(_from_bert_names(load_file(folder / "model.safetensors"), config.layers))
-    network.load_state_dict(weights)
+    network.load_state_dict(network.state_dict() | weights)
     nn.init.normal_(network.head_dense.weight, std=0.02)
     nn.init.zeros_(network.head_dense.bias)
     nn.init.normal_(network.head_output.weight, std=0.02)
@@ -192,28 +211,26 @@ def packaged_minilm() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _from_bert_names(bert: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    renamed = {
-        "word_embeddings.weight": "embeddings.word_embeddings.weight",
-        "position_embeddings.weight": "embeddings.position_embeddings.weight",
-        "token_type_embeddings.weight": "embeddings.token_type_embeddings.weight",
-        "embedding_norm.weight": "embeddings.LayerNorm.weight",
-        "embedding_norm.bias": "embeddings.LayerNorm.bias",
-    }
-    modules = {
-        "attention_output": "attention.output.dense",
-        "attention_norm": "attention.output.LayerNorm",
-        "intermediate": "intermediate.dense",
-        "output": "output.dense",
-        "output_norm": "output.LayerNorm",
-    }
-    weights = {ours: bert[theirs] for ours, theirs in renamed.items()}
-    for layer in range(layers):
-        for kind in ("weight", "bias"):
-            prefix = f"encoder.layer.{layer}"
-            weights[f"layers.{layer}.query_key_value.{kind}"] = torch.cat(
-                [bert[f"{prefix}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
-            )
-            for ours, theirs in modules.items():
-                weights[f"layers.{layer}.{ours}.{kind}"] = bert[f"{prefix}.{theirs}.{kind}"]
+def _encoder_weights(saved: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The encoder's weights by our names, of all of a checkpoint by transformers', which say the model's before them.
+
+    Raises:
+        KeyError: one is missing.
+    """
+    table = "embeddings.word_embeddings.weight"
+    (prefix,) = {name.removesuffix(table) for name in saved if name.endswith(table)} or {""}
+    weights = {f"{kind}.weight": saved[f"{prefix}embeddings.{kind}.weight"] for kind in EMBEDDINGS}
+    types = weights["token_type_embeddings.weight"]
+    weights["token_type_embeddings.weight"] = types[[0, min(1, len(types) - 1)]]
+    if sizes.get("model_type") in OFFSET_FAMILIES:
+        positions = weights["position_embeddings.weight"]
+        weights["position_embeddings.weight"] = positions[sizes["pad_token_id"] + 1 :]
+    for kind in ("weight", "bias"):
+        weights[f"embedding_norm.{kind}"] = saved[f"{prefix}embeddings.LayerNorm.{kind}"]
+        for number in range(sizes["num_hidden_layers"]):
+            theirs, ours = f"{prefix}encoder.layer.{number}", f"layers.{number}"
+            parts = {part: saved[f"{theirs}.{name}.{kind}"] for part, name in (LINEARS | NORMS).items()}
+            joined = [parts.pop(part) for part in ("query", "key", "value")]
+            weights[f"{ours}.query_key_value.{kind}"] = torch.cat(joined)
+            weights |= {f"{ours}.{part}.{kind}": weight for part, weight in parts.items()}
     return weights
