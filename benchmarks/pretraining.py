@@ -18,9 +18,9 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,18 @@ from benchmarks.machine import describe_machine
 from benchmarks.markdown import rate, table
 from benchmarks.rounds import Contestant, FloatArray, median_and_range, rates
 from cappy_train.attention import attention_bias
-from cappy_train.batches import Batch, Packer, TokenRow
+from cappy_train.batches import Batch, LabelledRow, Packer, TokenRow
 from cappy_train.network import NetworkConfig, ScorerNetwork, from_bert, packaged_minilm
-from cappy_train.shards import Shards
+from cappy_train.objective import objective
+from cappy_train.streaming import ShardRows, by_length, draw_responses
+from cappy_train.training import Settings
 
-BATCHES_PER_STEP = 2
-# Of a row: at most so many tokens a pair, and so many candidates.
-MAX_TOKENS = 288
-CANDIDATES = 10
+# Those of a training run by default.
+SETTINGS = Settings()
 # Rows that batches are made of, as a training run looks so far ahead.
 WINDOW = 4_000
-# Of made-up rows: words of the instruction, and of a candidate, from and to.
+# Of made-up rows: candidates, and words of the instruction and of a candidate, from and to.
+CANDIDATES = 8
 INSTRUCTION_WORDS = (10, 160)
 CANDIDATE_WORDS = (1, 16)
 SQUARES = (1024, 2048, 4096)
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="PAIRS", help="a folder of annotate's shards; without it: made up")
     parser.add_argument("--base", type=Path, help="a BERT checkpoint's folder (default: MiniLM-L6-H384)")
     parser.add_argument("--batches", type=int, default=8, help="that are timed, an even number (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=4096, help="of a batch, about (default: %(default)s)")
+    parser.add_argument(
+        "--tokens", type=int, default=SETTINGS.batch_tokens, help="of a batch, about (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     packer = Packer(base / "tokenizer.json")
     network = from_bert(base)
     texts = of_shards(arguments.data) if arguments.data else made_up()
-    rows = token_rows(texts, packer, min(MAX_TOKENS, network.config.positions))
+    rows = packer.token_rows(texts, [min(SETTINGS.short, network.config.positions)] * len(texts))
     report = {"data": arguments.data.name if arguments.data else "made up"} | measure(
         network, packer, rows, arguments.tokens, arguments.batches, arguments.rounds
     )
@@ -93,47 +96,25 @@ def show(report: dict[str, Any]) -> str:
     return "\n".join([table(head, lines), "", *ratios, peak])
 
 
-# Rows.
-
-Texts = tuple[str, list[str], list[float]]
-
-
-def of_shards(folder: Path) -> Iterator[Texts]:
-    """Instructions, candidates and labels of the folder's first instances."""
-    shards = Shards(folder)
-    count = 0
-    for group in shards.row_groups():
-        pairs = shards.read(group, columns=["instruction", "response", "score", "instance_id"]).to_pylist()
-        for _, members in groupby(pairs, key=lambda pair: pair["instance_id"]):
-            own = list(members)[:CANDIDATES]
-            yield own[0]["instruction"], [pair["response"] for pair in own], [pair["score"] for pair in own]
-            count += 1
-            if count == WINDOW:
-                return
+def of_shards(folder: Path) -> list[LabelledRow]:
+    """The first rows that a training run reads of a folder."""
+    rows = ShardRows(folder)
+    read = (row for window in range(len(rows.sizes(0))) for row in rows.read(0, window))
+    source = random.Random(SEED)
+    return [draw_responses(row, SETTINGS.responses, source) for row in islice(read, WINDOW)]
 
 
-def made_up() -> Iterator[Texts]:
-    """Texts of words by Zipf's law, as many candidates as a row takes."""
+def made_up() -> list[LabelledRow]:
+    """Rows of words by Zipf's law, with as many candidates as a row takes."""
     generator = np.random.default_rng(SEED)
-    shape = (WINDOW, 1 + CANDIDATES)
-    lengths = generator.integers(*CANDIDATE_WORDS, shape)
+    lengths = generator.integers(*CANDIDATE_WORDS, (WINDOW, 1 + CANDIDATES))
     lengths[:, 0] = generator.integers(*INSTRUCTION_WORDS, WINDOW)
     texts = iter(synthetic_corpus(int(lengths.sum())).texts(lengths.reshape(-1)))
-    for _ in range(WINDOW):
-        instruction, *candidates = (next(texts) for _ in range(1 + CANDIDATES))
-        yield instruction, candidates, generator.random(CANDIDATES).tolist()
+    labels = tuple(generator.random(CANDIDATES).tolist())
+    return [LabelledRow(next(texts), tuple(islice(texts, CANDIDATES)), labels) for _ in range(WINDOW)]
 
 
-def token_rows(texts: Iterator[Texts], packer: Packer, max_tokens: int) -> list[TokenRow]:
-    rows = []
-    for instruction, candidates, labels in texts:
-        ids, *others = (packer.encode(text) for text in (instruction, *candidates))
-        length = len(next(packer.pack(ids, others, max_tokens)).input_ids)
-        rows.append(TokenRow(ids, tuple(others), tuple(labels), max_tokens, length))
-    return rows
-
-
-def in_batches(rows: Sequence[TokenRow], tokens: int) -> list[list[TokenRow]]:
+def in_order(rows: Sequence[TokenRow], tokens: int) -> list[list[TokenRow]]:
     """The rows in this order, in batches of at most so many tokens with padding."""
     batches: list[list[TokenRow]] = [[]]
     for row in rows:
@@ -206,7 +187,7 @@ class Plain:
             with torch.autocast("cpu", torch.bfloat16):
                 logits = self.network(batch)
             loss(logits.float(), batch.labels).backward()
-            if number % BATCHES_PER_STEP == 0:
+            if number % SETTINGS.batches_per_step == 0:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
 
@@ -224,14 +205,13 @@ class Ours:
     def train(self, batches: Sequence[Batch]) -> None:
         for number, batch in enumerate(batches, 1):
             loss(batch.logits(self.network), batch.labels).backward()
-            if number % BATCHES_PER_STEP == 0:
+            if number % SETTINGS.batches_per_step == 0:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    present = ~labels.isnan()
-    return F.binary_cross_entropy_with_logits(logits[present], labels[present])
+    return objective(logits, labels, SETTINGS.losses, temperature=SETTINGS.temperature)
 
 
 # Measurements.
@@ -242,11 +222,11 @@ def measure(
 ) -> dict[str, Any]:
     """Tokens a second of each loop and what they were counted over, the ratios within rounds, and the peak."""
     source = random.Random(SEED)
-    by_length = in_batches(sorted(rows, key=lambda row: row.length), tokens)
-    chosen = source.sample(by_length, min(count, len(by_length)))
+    batches = by_length(rows, tokens)
+    chosen = source.sample(batches, min(count, len(batches)))
     own_rows = [row for batch in chosen for row in batch]
-    unsorted = in_batches(source.sample(own_rows, len(own_rows)), tokens)
-    sorted_batches, unsorted_batches = ([packer.batch(batch) for batch in batches] for batches in (chosen, unsorted))
+    unsorted = in_order(source.sample(own_rows, len(own_rows)), tokens)
+    sorted_batches, unsorted_batches = ([packer.batch(batch) for batch in each] for each in (chosen, unsorted))
     plain = Plain(network)
     check_same(plain.network, network, sorted_batches[0])
     ours = Ours(network)
@@ -256,7 +236,7 @@ def measure(
         "plain, unsorted": Contestant(partial(plain.train, unsorted_batches), tokens_of(sorted_batches)),
     }
     for loop in (ours, plain):
-        loop.train(sorted_batches[:BATCHES_PER_STEP])  # kernels are made for each shape
+        loop.train(sorted_batches[: SETTINGS.batches_per_step])  # kernels are made for each shape
     measured = dict(zip(loops, rates(list(loops.values()), rounds), strict=True))
     shape, peak = fastest_product(network.config, tokens, rounds)
     flops = {
