@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_checkpoints import MAX_TOKENS, write_checkpoint
-from tiny_training import write_tiny_bert
+from tiny_training import write_tiny_bert, write_tiny_pairs
 from transformers import AutoModel
 
+from cappy_lite import Scorer
 from cappy_lite.errors import InputValueError
-from cappy_train.batches import Packer
+from cappy_train.batches import Packer, network_scores
+from cappy_train.export import export
 from cappy_train.network import from_bert
+from cappy_train.pretrain import pretrain
+from cappy_train.training import Settings, trained_network
 
 SHARED = {"bert": ("[CLS]", "[SEP]"), "roberta": ("<s>", "</s>"), "xlm-roberta": ("<s>", "</s>")}
 
@@ -93,3 +97,19 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(InputValueError, match="can't be read"):
         from_bert(folder)
+
+
+def test_a_roberta_is_trained_exported_and_run(tmp_path: Path) -> None:
+    pairs, instances = write_tiny_pairs(tmp_path / "in")
+    base, run, model = write_checkpoint(tmp_path / "base", "roberta"), tmp_path / "run", tmp_path / "model"
+    settings = Settings(steps=30, batch_tokens=1024, short=140, long=MAX_TOKENS, learning_rate=3e-3)
+    pretrain(pairs, run, base=str(base), settings=settings)
+    export(run, instances, model, name="tiny", base_model="random weights", licence="MIT")
+    config = json.loads((model / "config.json").read_text())
+    assert config["special_tokens"] == {"cls": "<s>", "sep": "</s>"}
+    assert config["max_tokens"] == MAX_TOKENS
+    candidates = ("the dog runs", "snow", "The chef cooks!")
+    expected = network_scores(
+        trained_network(run), Packer(run / "tokenizer.json"), [("Say something.", candidates)], MAX_TOKENS
+    )
+    assert Scorer(model).score("Say something.", candidates) == pytest.approx(expected[0], abs=0.05)
