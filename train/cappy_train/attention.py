@@ -142,7 +142,7 @@ class _ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         count, length, heads, width = grad.shape
         grads = grad.new_empty(count, length, 3, heads, width)
         saved = iter(ctx.saved_tensors)
