@@ -22,7 +22,7 @@ from cappy_train.network import ScorerNetwork
 T = TypeVar("T")
 
 # Rows are padded to a multiple of this: few shapes, and little padding.
-LENGTH_STEP = 8
+LENGTH_STEP = 16
 # So are a row's places for candidates.
 PLACES_STEP = 8
 # So many texts are encoded at a time: the tokenizer's own results take more memory than ids do.
