@@ -20,7 +20,7 @@ from cappy_lite.errors import InputValueError
 from cappy_lite.rouge import rouge_l_pairs
 from cappy_train.files import Source
 from cappy_train.instances import Candidate, Instance, read_instances
-from cappy_train.neighbours import dice_similarity, normal, rouge_words, varying_parts
+from cappy_train.neighbours import dice_rows, normal, rouge_words, varying_parts
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -134,11 +134,11 @@ def distractor_questions(instances: Iterable[Instance], *, distractors: int = 7,
     asked: list[tuple[Instance, tuple[str, ...]]] = []
     for key in sorted(pools):
         pool = sorted(pools[key], key=lambda instance: instance.id)
-        similarity = dice_similarity(varying_parts([instance.instruction for instance in pool]))
-        for index, instance in enumerate(pool):
+        similarities = dice_rows(varying_parts([instance.instruction for instance in pool]))
+        for instance, similarity in zip(pool, similarities, strict=True):
             rng = np.random.default_rng(_hash(seed, instance.id))
             taken = [instance.references[0]]
-            nearest = np.argsort(-similarity[index], kind="stable")
+            nearest = np.argsort(-similarity, kind="stable")
             _take(taken, instance, (pool[other] for other in nearest), 1 + min(SIMILAR, distractors))
             _take(taken, instance, (pool[other] for other in rng.permutation(len(pool))), 1 + distractors)
             if len(taken) > 1 and rouge_words(instance.references[0]):
