@@ -110,6 +110,19 @@ def test_the_network_and_its_gradients_are_those_of_the_dense_mask(lengths: list
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_leaves_its_precision_alone(dtype: torch.dtype) -> None:
+    segment_ids = segments([[5, 3, 4], [7, 2, 2]], 14)
+    parts = torch.randn(2, 14, 3 * HEADS * WIDTH, generator=torch.Generator().manual_seed(0)).to(dtype)
+    parts.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        context = Sight(segment_ids, HEADS, torch.float32).attend(parts)
+    assert context.dtype == dtype
+    context.sum().backward()
+    assert parts.grad is not None
+    torch.testing.assert_close(context.float(), dense(parts.float(), segment_ids), atol=2e-2, rtol=2e-2)
+
+
 def test_other_devices_read_the_whole_mask() -> None:
     """PyTorch's own kernel, which stands in for those of other devices, gives the same."""
     segment_ids = segments([[5, 3, 4], [7, 2, 2]], 14)

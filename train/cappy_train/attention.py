@@ -63,7 +63,9 @@ class Sight:
         """What every token gathers, (B, L, hidden), of queries, keys and values side by side, (B, L, 3 * hidden)."""
         parts = query_key_value.unflatten(-1, (3, self._heads, -1))
         if self._chunks is not None:
-            return _ChunkedAttention.apply(parts, self._chunks).flatten(-2)
+            # In the precision of its inputs, backwards as well.
+            with torch.autocast("cpu", enabled=False):
+                return _ChunkedAttention.apply(parts, self._chunks).flatten(-2)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(query, key, value, self._bias).transpose(1, 2).flatten(-2)
 
