@@ -364,6 +364,8 @@ def test_what_cannot_be_evaluated_is_refused(data: Path, tiny_model: Path, tmp_p
         evaluate([tiny_model], data, out, limit=0)
     with pytest.raises(InputValueError, match="no such file"):
         evaluate([tiny_model], tmp_path / "none.jsonl", out)
+    with pytest.raises(InputValueError, match="can't be written"):
+        evaluate([tiny_model], data, data / "out")  # below a file
     assert not out.exists()
     out.mkdir()
     with pytest.raises(InputValueError, match="out exists"):

@@ -240,6 +240,13 @@ def test_dev_figures_are_paired_with_float32s() -> None:
     assert figures["other"]["value"] == pytest.approx(1)
     assert figures["float32"]["value"] == pytest.approx(-1)
     assert figures["other"]["difference"][0] == pytest.approx(2)
+    _, low, high = measures.dev_figures(
+        [*asked, question("c", [0.0, 1.0])],
+        {"float32": [*right, np.float32([1, 0])], "other": [*right, np.float32([0, 1])]},
+        "float32",
+    )["other"]["difference"]
+    assert low == 0  # no draw of tasks has the third, in which alone they differ
+    assert high > 0.3
     choices = [question("a", [0.0, 1.0], "choice"), question("a", [1.0, 0.0], "choice")]
     first = [np.float32([1, 0])] * 2
     assert measures.dev_figures(choices, {"first": first}, "first")["first"]["value"] == 0.5

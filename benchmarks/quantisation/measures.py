@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from benchmarks.corpus import synthetic_corpus
+from benchmarks.corpus import SEED, synthetic_corpus
 from benchmarks.quantisation.report import DevFigure, Difference, Steadiness
 from benchmarks.quantisation.runtime_graph import row_inputs
 from benchmarks.rounds import median_and_range
@@ -20,8 +20,8 @@ from cappy_lite.packing import LONGEST_ROW_TOKENS, PackedRow, pack
 from cappy_lite.session import OUTPUT, Session, import_onnxruntime, session_options
 from cappy_train.batches import Packer
 from cappy_train.evaluate import (
+    RESAMPLES,
     Question,
-    bootstrap,
     distance_closed,
     oracle_gains,
     picked_gains,
@@ -109,12 +109,16 @@ def dev_figures(
 ) -> dict[str, DevFigure]:
     """A set's figure by scheme, and its difference from the reference's with a 95 % interval of the paired bootstrap.
 
-    The figure: accuracy on choices, else how far from a random pick to the best one.
+    The figure: accuracy on choices, else how far from a random pick to the best one. Tasks are drawn with replacement,
+    whole: of many a set has a question or two, which say nothing of the spread within a task.
     """
     picked = [picked_gains(questions, lambda _, own=own: own) for own in scores.values()]
     gains = np.stack([random_gains(questions), oracle_gains(questions), *picked])
+    by_task = task_means(questions, gains)
+    tasks = by_task.shape[1]
+    draws = np.random.default_rng(SEED).multinomial(tasks, np.full(tasks, 1 / tasks), size=RESAMPLES) / tasks
     # The estimate goes first, so that whatever is computed of the resamples is computed of it too.
-    samples = np.concatenate([task_means(questions, gains)[None], bootstrap(questions, gains)]).mean(axis=2)
+    samples = np.concatenate([by_task.mean(axis=1)[None], draws @ by_task.T])
     figures = {
         name: own if questions[0].kind == "choice" else distance_closed(own, samples[:, 0], samples[:, 1])
         for name, own in zip(scores, samples.T[2:], strict=True)

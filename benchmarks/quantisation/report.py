@@ -97,7 +97,7 @@ def tables(report: Report) -> str:
             score_table(measured),
             "What picks are worth, in per cent: how far from a random one to the best one (superni, T0 open), "
             "and accuracy (T0 choices). In brackets how many points that is above float32's, with the 95 % interval of "
-            "a paired bootstrap over examples.",
+            "a paired bootstrap over tasks.",
             dev_table(measured),
         ]
     return "\n\n".join(parts)

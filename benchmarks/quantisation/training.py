@@ -339,7 +339,7 @@ def tables(report: Report) -> str:
             f"{report['steps']} steps of {STEP_TOKENS:,} tokens, peak rate {report['learning_rate']:g}; weights at the "
             f"start: {report['weights']}; dev questions: {asked}. Differences of scores are from the run's own float32 "
             f"graph, those of figures in points from the 8-bit graph of the run {PLAIN}, with 95 % intervals of a "
-            "paired bootstrap over examples.",
+            "paired bootstrap over tasks.",
             table(head, rows),
         ]
     )

@@ -23,6 +23,19 @@ examples:
   cappy-train import checkpoints/cappy-large --out models/cappy-large --quantise
 """
 
+ADAPT_DESCRIPTION = """\
+Adapts a model to a task, by the task's own instances with candidates. They are labelled by Rouge-L; choices are
+candidates too, right or wrong. It learns from split train and stops early by split dev, or by a fifth of train where
+there is no dev; split test is for the report alone. If nothing is better than the start, the result is the start. The
+same command goes on where it was killed."""
+
+ADAPT_EXAMPLES = """\
+examples:
+  cappy-train adapt --data recorded.jsonl.gz --out models/mine
+  cappy-train adapt --data 'examples/*.parquet' --model models/other --out models/mine --epochs 2
+  cappy-lite rerank --model models/mine 'Name a fruit.' 'An apple.' 'A chair.'
+"""
+
 ANNOTATE_DESCRIPTION = """\
 Makes regression data of instances: pairs of an instruction and a response with a score of 0 to 1, in Parquet shards.
 References score 1, other choices 0, a response of another instance 0, and candidates their best Porter-stemmed Rouge-L
@@ -146,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run_stage=_export)
 
     _add_evaluate(stages)
+    _add_adapt(stages)
 
     joint = stages.add_parser(
         "import",
@@ -501,6 +515,51 @@ def _import(arguments: argparse.Namespace) -> None:
         quantise=arguments.quantise,
         calibrate=arguments.calibrate,
     )
+
+
+def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "adapt",
+        help="fine-tune a model on a task's own instances with candidates, into a model folder with a report",
+        description=ADAPT_DESCRIPTION,
+        epilog=ADAPT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", nargs="+", required=True, metavar="INSTANCES", help="files, folders of shards, globs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="model folder to write; a new one")
+    parser.add_argument(
+        "--model",
+        default="cappy-mini",
+        metavar="NAME|FOLDER",
+        help="what to start from: a shipped model, or a folder that export or adapt made (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for checkpoints (default: --out with .run)",
+    )
+    parser.add_argument("--epochs", type=float, metavar="X", help="the most passes over the instances (default: 3)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=5e-5, metavar="X", help="the peak (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
+    parser.set_defaults(run_stage=_adapt)
+
+
+def _adapt(arguments: argparse.Namespace) -> None:
+    from cappy_train.adapt import adapt, markdown
+
+    report = adapt(
+        arguments.data,
+        arguments.out,
+        model=arguments.model,
+        run=arguments.run,
+        epochs=arguments.epochs,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+    )
+    print(markdown(report))
 
 
 if __name__ == "__main__":

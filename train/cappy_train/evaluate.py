@@ -81,7 +81,7 @@ def choice_questions(instances: Iterable[Instance]) -> list[Question]:
             instruction=instance.instruction,
             candidates=instance.choices,
             gains=np.array([choice in instance.references for choice in instance.choices], dtype=np.float64),
-            group=_group(instance),
+            group=example(instance),
             kind="choice",
         )
         for instance in instances
@@ -108,7 +108,7 @@ def candidate_questions(instances: Iterable[Instance]) -> list[Question]:
             instruction=instance.instruction,
             candidates=texts,
             gains=gain,
-            group=_group(instance),
+            group=example(instance),
             kind="generation",
             recorded=instance.candidates,
         )
@@ -144,7 +144,7 @@ def distractor_questions(instances: Iterable[Instance], *, distractors: int = 7,
             if len(taken) > 1 and rouge_words(instance.references[0]):
                 asked.append((instance, tuple(taken[position] for position in rng.permutation(len(taken)))))
     return [
-        Question(instance.task, instance.template, instance.instruction, texts, gain, _group(instance), "generation")
+        Question(instance.task, instance.template, instance.instruction, texts, gain, example(instance), "generation")
         for (instance, texts), gain in zip(asked, _rouge_gains(asked), strict=True)
     ]
 
@@ -352,7 +352,7 @@ def _distinct_texts(instance: Instance) -> tuple[str, ...]:
     return tuple(dict.fromkeys(candidate.text for candidate in instance.candidates))
 
 
-def _group(instance: Instance) -> str:
+def example(instance: Instance) -> str:
     """The id without the template's name where that ends it, as in ids of one example rendered by several templates."""
     slug = re.sub(r"\W+", "_", instance.template or "").strip("_")
     return instance.id.removesuffix(f":{slug}")
