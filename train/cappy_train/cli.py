@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cappy_lite.errors import CappyError, InputValueError
+
+if TYPE_CHECKING:
+    from cappy_train.workers import Workers
 
 EXAMPLES = """\
 examples:
@@ -27,6 +32,7 @@ ANNOTATE_EXAMPLES = """\
 examples:
   cappy-train annotate --data sampled.jsonl.gz --out pairs
   cappy-train annotate --data 'sampled/*.parquet' more.jsonl --split train --out pairs
+  cappy-train annotate --data /shared/sampled --out /shared/pairs --cluster auto    # docs/cluster.md
 """
 
 EVALUATE_DESCRIPTION = """\
@@ -70,6 +76,8 @@ examples:
   cappy-train instances --data hub:nyu-mll/glue --templates promptsource/templates --dataset glue --subset mrpc \\
     --one-per-row --out mrpc.parquet
   cappy-train instances --data 'natural-instructions/tasks/*.json' --out superni.jsonl.gz
+  cappy-train instances --data '/shared/rows/*.parquet' --templates templates.tar.gz --dataset imdb \\
+    --out /shared/imdb.parquet --cluster auto
   cappy-train instances --list     # the data sets of the Cappy paper
 """
 
@@ -200,7 +208,31 @@ def _add_instances(stages: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="of Super-NaturalInstructions: show N positive examples in each instruction (default: %(default)s)",
     )
+    _add_cluster(parser)
     parser.set_defaults(run_stage=_instances)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="work on a Ray cluster: local (start one here), auto (the one that this machine is part of), or the "
+        "host:port of its head; needs the extra [cluster], and files on storage that all its machines share",
+    )
+
+
+@contextmanager
+def _workers(arguments: argparse.Namespace, *, actors: int | None = None) -> Iterator[Workers | None]:
+    """The cluster that --cluster names; None without it."""
+    if arguments.cluster is None:
+        yield None
+        return
+    try:
+        from cappy_train.cluster import open_cluster
+    except ModuleNotFoundError as error:
+        raise InputValueError(f"--cluster needs Ray ({error}): pip install 'cappy-lite[cluster]'") from error
+    with open_cluster(arguments.cluster, actors=actors) as cluster:
+        yield cluster
 
 
 def _instances(arguments: argparse.Namespace) -> None:
@@ -217,6 +249,8 @@ def _instances(arguments: argparse.Namespace) -> None:
     if arguments.templates is None:
         if arguments.dataset is not None:
             raise InputValueError("--dataset names the templates to use: give --templates too")
+        if arguments.cluster is not None:
+            raise InputValueError("--cluster renders templates: without --templates there is nothing to share out")
         count = convert_instances(
             data, arguments.out, format=arguments.format, split=arguments.split, examples=arguments.examples
         )
@@ -224,18 +258,20 @@ def _instances(arguments: argparse.Namespace) -> None:
         return
     if arguments.dataset is None:
         raise InputValueError("--templates needs --dataset, which says whose templates to use")
-    done = render_instances(
-        data,
-        arguments.templates,
-        arguments.dataset,
-        arguments.out,
-        subset=arguments.subset,
-        names=arguments.template,
-        one_per_row=arguments.one_per_row,
-        seed=arguments.seed,
-        split=arguments.split or "train",
-        longest=arguments.cut,
-    )
+    with _workers(arguments) as workers:
+        done = render_instances(
+            data,
+            arguments.templates,
+            arguments.dataset,
+            arguments.out,
+            subset=arguments.subset,
+            names=arguments.template,
+            one_per_row=arguments.one_per_row,
+            seed=arguments.seed,
+            split=arguments.split or "train",
+            longest=arguments.cut,
+            workers=workers,
+        )
     print(done, file=sys.stderr)
 
 
@@ -264,21 +300,24 @@ def _add_annotate(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="input rows a shard; memory grows with it (default: %(default)s)",
     )
     annotate.add_argument("--threads", type=int, metavar="N", help="threads to compute on (default: all)")
+    _add_cluster(annotate)
     annotate.set_defaults(run_stage=_annotate)
 
 
 def _annotate(arguments: argparse.Namespace) -> None:
     from cappy_train.annotate import annotate
 
-    shards = annotate(
-        arguments.data,
-        arguments.out,
-        seed=arguments.seed,
-        split=arguments.split,
-        shard_instances=arguments.shard_instances,
-        skip_bad_rows=arguments.skip_bad_rows,
-        threads=arguments.threads,
-    )
+    with _workers(arguments) as workers:
+        shards = annotate(
+            arguments.data,
+            arguments.out,
+            seed=arguments.seed,
+            split=arguments.split,
+            shard_instances=arguments.shard_instances,
+            skip_bad_rows=arguments.skip_bad_rows,
+            threads=arguments.threads,
+            workers=workers,
+        )
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in shards.manifest["counts"].items())
     print(f"{arguments.out}: {shards.rows:,} pairs ({counts})", file=sys.stderr)
     for note in shards.manifest["notes"]:
