@@ -33,7 +33,8 @@ CANDIDATES = ["the dog runs on the street", "a cat", "snow", "the child eats pas
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_data(tmp_path_factory.mktemp("data"), count=200)
+    """Files of instances, whose split dev calibrates."""
+    return write_tiny_data(tmp_path_factory.mktemp("data"), count=200) / "*_train.jsonl.gz"
 
 
 IDENTITY = {"name": "tiny", "base_model": "random weights", "licence": "MIT"}
@@ -290,7 +291,7 @@ def test_a_changed_card_is_sealed_again(model: Path, tmp_path: Path) -> None:
 
 
 def test_command_line(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["export", "--run", str(run), "--data", str(data), "--out", str(tmp_path / "out")]
+    command = ["export", "--run", str(run), "--dev", str(data), "--out", str(tmp_path / "out")]
     command += ["--base-model", "none", "--licence", "MIT"]
     assert main(command) == 0
     assert read_config(tmp_path / "out").name == "out"

@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from cappy_lite.errors import InputValueError
 from cappy_lite.rouge import rouge_l_pairs
+from cappy_train.files import Source
 from cappy_train.instances import Candidate, Instance, read_instances
 from cappy_train.neighbours import dice_similarity, normal, rouge_words, varying_parts
 
@@ -29,13 +29,9 @@ ScoreFunction = Callable[[list[tuple[str, tuple[str, ...]]]], Sequence[npt.Array
 
 SIMILAR = 4
 RESAMPLES = 2000
+DEV_QUESTIONS = 1200
 # Draws of groups that are held at a time: 64 MB.
 DRAWS = 1 << 23
-# Their source holds the first 200 examples of each data set, and those have one label, or almost (wiki_qa, qasc's
-# yes/no form), so that a constant answer is right: accuracy there tells nothing of a scorer.
-ONE_SIDED = frozenset({"ag_news", "dbpedia_14", "imdb", "rotten_tomatoes", "wiki_qa", "qasc is_correct"})
-# Longer instructions are left out of the development sets to keep an evaluation short.
-DEV_INSTRUCTION_CHARACTERS = 4000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -279,46 +275,43 @@ def estimate(samples: FloatArray) -> dict[str, float]:
     return {name: round(float(figure), 5) + 0 for name, figure in zip(("value", "low", "high"), figures, strict=True)}
 
 
-def dev_questions(data: Path, *, limit: int | None = None) -> dict[str, list[Question]]:
-    """Questions for choosing between training runs, from dev splits in the folder `data`; at most `limit` of each set.
+def dev_questions(source: Source) -> list[Question]:
+    """Questions of the instances of split dev in files, by which training runs are compared and exports checked.
 
-    superni: distractor questions of superni_train, 1,200.
-    t0_choice: choices of t0_train, 1,200, without the sets in ONE_SIDED.
-    t0_generation: distractor questions of t0_train's open generation, 600.
-    Samples are fixed, spread evenly over tasks, and a smaller one is part of a larger one.
+    At most DEV_QUESTIONS of each kind, which keeps an evaluation short: evenly over tasks, the same in each run.
+
+    Raises:
+        InputValueError: there are none.
     """
-    superni = read_instances(data / "superni_train.jsonl.gz", split="dev")
-    t0 = [
-        instance
-        for instance in read_instances(data / "t0_train.jsonl.gz", split="dev")
-        if len(instance.instruction) <= DEV_INSTRUCTION_CHARACTERS
-    ]
-    two_sided = [instance for instance in t0 if not _one_sided(instance)]
-    open_ended = [instance for instance in t0 if instance.choices is None]
-    sets = {
-        "superni": (distractor_questions(superni), 1200),
-        "t0_choice": (choice_questions(two_sided), 1200),
-        "t0_generation": (distractor_questions(open_ended), 600),
-    }
-    return {
-        name: sample_evenly(questions, count if limit is None else min(count, limit))
-        for name, (questions, count) in sets.items()
-    }
+    asked = questions(read_instances(source, split="dev"))
+    if not asked:
+        raise InputValueError(f"{source}: no question can be made of it: give instances whose split is dev")
+    by_kind = ([question for question in asked if question.kind == kind] for kind in ("choice", "generation"))
+    return [question for members in by_kind for question in sample_evenly(members, DEV_QUESTIONS)]
 
 
-def evaluate_dev(sets: Mapping[str, Sequence[Question]], score: ScoreFunction) -> dict[str, float]:
-    """The few numbers that training follows, over `dev_questions`' sets: accuracy on choices, else distance closed."""
-    numbers: dict[str, float] = {}
-    for name, questions in sets.items():
-        picked, random, oracle = (
-            float(task_means(questions, gains).mean())
-            for gains in (picked_gains(questions, score), random_gains(questions), oracle_gains(questions))
+def dev_figures(questions: Sequence[Question], score: ScoreFunction) -> dict[str, float]:
+    """The few numbers that training follows.
+
+    dev_gain: what a pick is worth, averaged over tasks; the higher the better.
+    choice_dev_accuracy, and beside it choice_dev_random and choice_dev_majority: of the questions of that kind.
+    generation_dev_closed: how far the picks come from random ones (0) to the best (1).
+    """
+    picked = picked_gains(questions, score)
+    numbers = {"dev_gain": float(task_means(questions, picked).mean())}
+    for kind in ("choice", "generation"):
+        members = [index for index, question in enumerate(questions) if question.kind == kind]
+        if not members:
+            continue
+        own = [questions[index] for index in members]
+        gain, random, oracle, majority = (
+            float(task_means(own, gains).mean())
+            for gains in (picked[members], random_gains(own), oracle_gains(own), majority_gains(own))
         )
-        if questions[0].kind == "choice":
-            majority = float(task_means(questions, majority_gains(questions)).mean())
-            numbers |= {f"{name}_dev_accuracy": picked, f"{name}_dev_random": random, f"{name}_dev_majority": majority}
+        if kind == "choice":
+            numbers |= {"choice_dev_accuracy": gain, "choice_dev_random": random, "choice_dev_majority": majority}
         else:
-            numbers[f"{name}_dev_closed"] = float(distance_closed(picked, random, oracle))
+            numbers["generation_dev_closed"] = float(distance_closed(gain, random, oracle))
     return numbers
 
 
@@ -363,11 +356,6 @@ def _group(instance: Instance) -> str:
     """The id without the template's name where that ends it, as in ids of one example rendered by several templates."""
     slug = re.sub(r"\W+", "_", instance.template or "").strip("_")
     return instance.id.removesuffix(f":{slug}")
-
-
-def _one_sided(instance: Instance) -> bool:
-    form = (instance.template or "").rsplit("_", 1)[0]
-    return instance.task in ONE_SIDED or f"{instance.task} {form}" in ONE_SIDED
 
 
 def _take(taken: list[str], instance: Instance, others: Iterable[Instance], count: int) -> None:
