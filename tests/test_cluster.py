@@ -12,15 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 from ray.cluster_utils import Cluster as RayCluster
 from test_annotate import contents, random_instances, write_lines
 from test_rendering import YAML
-from tiny_training import write_templates
+from tiny_training import write_templates, write_tiny_bert, write_tiny_pairs
 
 from cappy_lite.errors import InputValueError
 from cappy_train import cluster
@@ -244,3 +247,39 @@ def test_a_folder_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyP
         shard = elsewhere.write(0, [table], schema, counts={})
         with pytest.raises(InputValueError, match=r"shard-000000.parquet, which a worker has written, isn't seen by"):
             writer.add(shard)
+
+
+def test_training_is_the_same_and_survives_a_process(
+    nodes: RayCluster, connected: Cluster, kill_busy: Callable[[str], None], tmp_path: Path
+) -> None:
+    from test_training import SETTINGS
+
+    from cappy_train.pretrain import pretrain
+    from cappy_train.training import read_checkpoint
+
+    pairs, _ = write_tiny_pairs(tmp_path)
+    bert = str(write_tiny_bert(tmp_path / "bert"))
+    settings = replace(SETTINGS, steps=30, checkpoint_every=5, precision="float32")
+    pretrain(pairs, tmp_path / "here", base=bert, settings=settings)
+    out = tmp_path / "there"
+
+    def kill_one() -> None:
+        while not (out / "checkpoint.pt").exists():
+            time.sleep(0.002)
+        kill_busy("RayTrainWorker")
+
+    killer = in_background(kill_one)
+    connected.train(partial(pretrain, pairs, out, base=bert, settings=settings), out, processes=2)
+    killer.join()
+    states = [read_checkpoint(run / "checkpoint.pt") for run in (tmp_path / "here", out)]
+    assert states[0]["step"] == states[1]["step"] == 30
+    for name, weight in states[0]["network"].items():
+        assert torch.allclose(weight, states[1]["network"][name], atol=1e-5), name
+    losses = [
+        [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+        for run in (tmp_path / "here", out)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert {path.name for path in out.iterdir()} == {"checkpoint.pt", "tokenizer.json", "log.jsonl"}
+    with pytest.raises(InputValueError, match=r"the cluster has 2$"):
+        connected.train(lambda: None, tmp_path, processes=3)

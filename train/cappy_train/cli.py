@@ -7,14 +7,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cappy_lite.errors import CappyError, InputValueError
 
 if TYPE_CHECKING:  # they take seconds to load
+    from cappy_train.cluster import Cluster
     from cappy_train.training import Settings
-    from cappy_train.workers import Workers
 
 EXAMPLES = """\
 examples:
@@ -104,6 +105,7 @@ examples:
   cappy-train pretrain --data pairs --dev instances.parquet --out runs/mine
   cappy-train pretrain --data pairs --out runs/paper --losses squared=1 --epochs 2
   accelerate launch --num_processes 8 -m cappy_train.cli pretrain --data pairs --out runs/mine --batches-per-step 16
+  cappy-train pretrain --data /shared/pairs --out /shared/runs/mine --cluster auto --batches-per-step 16
 """
 
 
@@ -243,7 +245,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def _workers(arguments: argparse.Namespace, *, actors: int | None = None) -> Iterator[Workers | None]:
+def _cluster(arguments: argparse.Namespace, *, actors: int | None = None) -> Iterator[Cluster | None]:
     """The cluster that --cluster names; None without it."""
     if arguments.cluster is None:
         yield None
@@ -279,7 +281,7 @@ def _instances(arguments: argparse.Namespace) -> None:
         return
     if arguments.dataset is None:
         raise InputValueError("--templates needs --dataset, which says whose templates to use")
-    with _workers(arguments) as workers:
+    with _cluster(arguments) as cluster:
         done = render_instances(
             data,
             arguments.templates,
@@ -291,7 +293,7 @@ def _instances(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             split=arguments.split or "train",
             longest=arguments.cut,
-            workers=workers,
+            workers=cluster,
         )
     print(done, file=sys.stderr)
 
@@ -328,7 +330,7 @@ def _add_annotate(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _annotate(arguments: argparse.Namespace) -> None:
     from cappy_train.annotate import annotate
 
-    with _workers(arguments) as workers:
+    with _cluster(arguments) as cluster:
         shards = annotate(
             arguments.data,
             arguments.out,
@@ -337,7 +339,7 @@ def _annotate(arguments: argparse.Namespace) -> None:
             shard_instances=arguments.shard_instances,
             skip_bad_rows=arguments.skip_bad_rows,
             threads=arguments.threads,
-            workers=workers,
+            workers=cluster,
         )
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in shards.manifest["counts"].items())
     print(f"{arguments.out}: {shards.rows:,} pairs ({counts})", file=sys.stderr)
@@ -395,6 +397,13 @@ def _add_pretrain(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "[train] has)",
     )
     add_settings(parser)
+    _add_cluster(parser)
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="with --cluster: how many train together (default: one a GPU; without any, one a machine)",
+    )
     parser.set_defaults(run_stage=_pretrain)
 
 
@@ -501,13 +510,21 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds to load, and --help needs none of it.
     from cappy_train.pretrain import PACKAGED, pretrain
 
-    pretrain(
+    if arguments.processes is not None and arguments.cluster is None:
+        raise InputValueError("--processes needs --cluster: without it, accelerate launch starts several")
+    work = partial(
+        pretrain,
         arguments.data,
         arguments.out,
         dev=arguments.dev,
         base=arguments.base or PACKAGED,
         settings=settings_of(arguments),
     )
+    with _cluster(arguments) as cluster:
+        if cluster is None:
+            work()
+        else:
+            cluster.train(work, arguments.out, processes=arguments.processes)
 
 
 def _export(arguments: argparse.Namespace) -> None:

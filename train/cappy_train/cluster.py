@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import platform
+import shutil
 import socket
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -43,6 +44,8 @@ LOCAL, AUTO = "local", "auto"
 # What bytes depend on.
 PACKAGES = ("cappy-lite", "pyarrow")
 CONNECT_SECONDS = 10.0
+# How often training begins again after it has lost a process.
+MOST_FAILURES = 3
 
 
 @contextmanager
@@ -130,6 +133,66 @@ class Cluster:
                     yield result
             except RayError as error:
                 raise InputValueError(f"the cluster gave up: {_first_cause(error)}") from error
+
+    def train(self, work: Callable[[], None], folder: Path, *, processes: int | None = None) -> None:
+        """Calls `work` in several processes that torch.distributed connects (Ray Train's TorchTrainer).
+
+        Where one is lost, all begin again, `MOST_FAILURES` times at most; `pretrain` goes on from its checkpoint.
+
+        Args:
+            work: what each process does, such as `pretrain` with its arguments.
+            folder: where Ray Train keeps its records meanwhile, on storage that all machines share.
+            processes: each has a GPU where the cluster has any, else its share of the CPUs; None: as many as there are
+                GPUs, else as machines.
+
+        Raises:
+            InputValueError: the cluster has too little for so many, or other versions, or it lost processes too often.
+            CappyError: of `work`.
+        """
+        # Imported here: it loads torch.
+        from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources["CPU"])
+        processes = processes or gpus or sum(node["Alive"] for node in ray.nodes())
+        if processes > (gpus or cpus):
+            raise InputValueError(
+                f"{processes} processes need as many {'GPUs' if gpus else 'CPUs'}, and the cluster has {gpus or cpus}"
+            )
+        records = folder.resolve() / "ray"
+        trainer = TorchTrainer(
+            _train,
+            train_loop_config={"site": _Site(Path.cwd(), _versions()), "work": work},
+            scaling_config=ScalingConfig(
+                num_workers=processes,
+                use_gpu=bool(gpus),
+                resources_per_worker={"CPU": max(1, cpus // processes)} | ({"GPU": 1} if gpus else {}),
+            ),
+            run_config=RunConfig(
+                storage_path=str(records),
+                failure_config=FailureConfig(max_failures=MOST_FAILURES),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                cause = getattr(failure, "_base_exc", failure)
+                if isinstance(cause, CappyError):
+                    raise cause from None
+            raise InputValueError(f"the cluster gave up: {_first_cause(error)}") from error
+        except TrainingFailedError as error:
+            raise InputValueError(f"the cluster gave up: {_first_cause(error)}") from error
+        finally:
+            shutil.rmtree(records, ignore_errors=True)
+
+
+def _train(config: dict[str, Any]) -> None:
+    config["site"].enter()
+    config["work"]()
 
 
 @dataclass(frozen=True, slots=True)
