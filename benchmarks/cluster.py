@@ -192,8 +192,8 @@ def overheads(measured: dict[str, Any]) -> str:
     start = spread(measured["start_seconds"])
     item = spread([each * 1000 for each in measured["item_seconds"]])
     return (
-        f"{table(head, rows)}\n\nRay starts in {measured['connect_seconds']:.1f} s; a pipeline starts and ends in {start} s; "
-        f"a block costs {item} ms more than its work."
+        f"{table(head, rows)}\n\nRay starts in {measured['connect_seconds']:.1f} s; a pipeline starts and ends in "
+        f"{start} s; a block costs {item} ms more than its work."
     )
 
 

@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
+from cappy_lite.arguments import check_count
 from cappy_lite.errors import CappyError, InputValueError
 from cappy_lite.session import available_cpus
 
@@ -59,7 +60,8 @@ def open_cluster(address: str, *, actors: int | None = None) -> Iterator[Cluster
             model; None: as many tasks as there are CPUs.
 
     Raises:
-        InputValueError: there is no cluster at the address, or it has other versions of Python or Ray.
+        InputValueError: there is no cluster at the address, it has other versions of Python or Ray, or no room for so
+            many actors.
     """
     if address.startswith("ray://"):
         raise InputValueError(
@@ -92,6 +94,8 @@ class Cluster:
     """`workers.Workers` on the Ray cluster that this process is connected to."""
 
     def __init__(self, actors: int | None = None) -> None:
+        if actors is not None:
+            _check_room(actors)
         self._actors = actors
 
     def map(self, work: Callable[[T], R], items: Callable[[], Iterable[T]]) -> Generator[R]:
@@ -123,7 +127,7 @@ class Cluster:
                     fn_constructor_args=(site, work),
                     batch_format="pyarrow",
                     concurrency=self._actors,
-                    num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+                    num_gpus=min(_count("GPU"), 1),
                 )
             try:
                 for row in results.iter_rows():
@@ -154,13 +158,9 @@ class Cluster:
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources["CPU"])
+        gpus, cpus = _count("GPU"), _count("CPU")
         processes = processes or gpus or sum(node["Alive"] for node in ray.nodes())
-        if processes > (gpus or cpus):
-            raise InputValueError(
-                f"{processes} processes need as many {'GPUs' if gpus else 'CPUs'}, and the cluster has {gpus or cpus}"
-            )
+        _check_room(processes)
         records = folder.resolve() / "ray"
         trainer = TorchTrainer(
             _train,
@@ -188,6 +188,19 @@ class Cluster:
             raise InputValueError(f"the cluster gave up: {_first_cause(error)}") from error
         finally:
             shutil.rmtree(records, ignore_errors=True)
+
+
+def _count(resource: str) -> int:
+    """How many CPUs or GPUs the cluster has."""
+    return int(ray.cluster_resources().get(resource, 0))
+
+
+def _check_room(processes: int) -> None:
+    """Raises InputValueError if the cluster hasn't a GPU for each, or a CPU where there are no GPUs."""
+    check_count("processes", processes)
+    kind = "GPU" if _count("GPU") else "CPU"
+    if processes > _count(kind):
+        raise InputValueError(f"{processes} processes need as many {kind}s, and the cluster has {_count(kind)}")
 
 
 def _train(config: dict[str, Any]) -> None:
