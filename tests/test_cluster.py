@@ -58,9 +58,11 @@ def kill_busy(nodes: RayCluster) -> Callable[[str], None]:
 
     def kill(name: str) -> None:
         end = time.monotonic() + 60
+        seen = set()
         while time.monotonic() < end:
             workers = [process for process in Path("/proc").glob("[0-9]*") if parent(process) in raylets]
             for _, process in itertools.product(range(200), workers):
+                seen.add(title(process))
                 if name in title(process):
                     # It may have gone on meanwhile; once it has stopped it can't.
                     os.kill(int(process.name), signal.SIGSTOP)
@@ -68,7 +70,7 @@ def kill_busy(nodes: RayCluster) -> Callable[[str], None]:
                     os.kill(int(process.name), signal.SIGKILL if found else signal.SIGCONT)
                     if found:
                         return
-        raise AssertionError(f"no process did {name}")
+        raise AssertionError(f"no process did {name}, but {seen}")
 
     return kill
 

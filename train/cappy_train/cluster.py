@@ -87,7 +87,8 @@ def _connect(address: str) -> None:
         raise InputValueError(f"no Ray cluster at {address} ({error}): {fix}") from error
     except RuntimeError as error:  # other versions of Python or Ray
         raise InputValueError(f"the Ray cluster at {address} can't be used: {error}") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for part in ("data", "train"):
+        logging.getLogger(f"ray.{part}").setLevel(logging.ERROR)
 
 
 class Cluster:
@@ -154,7 +155,7 @@ class Cluster:
             CappyError: of `work`.
         """
         # Imported here: it loads torch.
-        from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -173,7 +174,6 @@ class Cluster:
             run_config=RunConfig(
                 storage_path=str(records),
                 failure_config=FailureConfig(max_failures=MOST_FAILURES),
-                logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
         try:
