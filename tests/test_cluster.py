@@ -125,17 +125,26 @@ def test_annotation_survives_a_worker(
     assert contents(out) == expected
 
 
-def test_items_come_once_and_in_order_though_workers_die(connected: Cluster, tmp_path: Path) -> None:
-    def square(number: int) -> tuple[int, int]:
-        (tmp_path / f"{number}-{os.getpid()}").touch()
-        if number in (3, 11) and len(list(tmp_path.glob(f"{number}-*"))) == 1:
+def test_items_come_once_and_in_order_though_processes_die(connected: Cluster, tmp_path: Path) -> None:
+    def die_once(name: str) -> None:
+        (tmp_path / f"{name}-{os.getpid()}").touch()
+        if len(list(tmp_path.glob(f"{name}-*"))) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return number * number, os.getpid()
 
-    results = list(connected.map(square, lambda: range(20)))
-    assert [result for result, _ in results] == [number * number for number in range(20)]
-    assert len({pid for _, pid in results}) > 1
-    assert [len(list(tmp_path.glob(f"{number}-*"))) for number in (3, 11)] == [2, 2]
+    def numbers() -> Iterator[int]:
+        for number in range(20):
+            if number == 7:
+                die_once("reading")
+            yield number
+
+    def square(number: int) -> int:
+        if number in (3, 11):
+            die_once(str(number))
+        return number * number
+
+    assert list(connected.map(square, numbers)) == [number * number for number in range(20)]
+    for name in ("reading", "3", "11"):
+        assert len(list(tmp_path.glob(f"{name}-*"))) == 2
 
 
 def test_the_driver_is_killed_and_goes_on(
@@ -157,26 +166,22 @@ def test_the_driver_is_killed_and_goes_on(
     assert contents(out) == expected
 
 
-def test_rendering_survives_its_reader(connected: Cluster, kill_busy: Callable[[str], None], tmp_path: Path) -> None:
+def test_rendering(connected: Cluster, tmp_path: Path) -> None:
     from cappy_train.rendering import render_instances
 
     write_templates(tmp_path / "templates.tar.gz", {"mood": YAML})
-    rows = [{"text": f"day {number}", "label": number % 2} for number in range(3000)]
     data = tmp_path / "rows.jsonl"
+    rows = [{"text": f"day {number}", "label": number % 2} for number in range(2000)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    local = render_instances(data, tmp_path / "templates.tar.gz", "mood", tmp_path / "local.parquet", one_per_row=True)
-    killer = in_background(lambda: kill_busy("Read"))
-    done = render_instances(
-        data,
-        tmp_path / "templates.tar.gz",
-        "mood",
-        tmp_path / "cluster.parquet",
-        one_per_row=True,
-        workers=connected,
-    )
-    killer.join()
-    assert done == local
-    assert (tmp_path / "cluster.parquet").read_bytes() == (tmp_path / "local.parquet").read_bytes()
+    done = [
+        render_instances(
+            data, tmp_path / "templates.tar.gz", "mood", tmp_path / name, one_per_row=True, workers=workers
+        )
+        for name, workers in (("here.parquet", None), ("there.parquet", connected))
+    ]
+    assert done[0] == done[1]
+    assert done[0].rows == 2000
+    assert (tmp_path / "there.parquet").read_bytes() == (tmp_path / "here.parquet").read_bytes()
 
 
 def test_bad_rows_are_named_as_here(connected: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
