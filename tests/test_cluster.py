@@ -169,14 +169,12 @@ def test_the_driver_is_killed_and_goes_on(
 def test_rendering(connected: Cluster, tmp_path: Path) -> None:
     from cappy_train.rendering import render_instances
 
-    write_templates(tmp_path / "templates.tar.gz", {"mood": YAML})
-    data = tmp_path / "rows.jsonl"
+    templates, data = tmp_path / "templates.tar.gz", tmp_path / "rows.jsonl"
+    write_templates(templates, {"mood": YAML})
     rows = [{"text": f"day {number}", "label": number % 2} for number in range(2000)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = [
-        render_instances(
-            data, tmp_path / "templates.tar.gz", "mood", tmp_path / name, one_per_row=True, workers=workers
-        )
+        render_instances(data, templates, "mood", tmp_path / name, one_per_row=True, workers=workers)
         for name, workers in (("here.parquet", None), ("there.parquet", connected))
     ]
     assert done[0] == done[1]
