@@ -23,12 +23,13 @@ import torch
 from ray.cluster_utils import Cluster as RayCluster
 from test_annotate import contents, random_instances, write_lines
 from test_rendering import YAML
+from tiny_generators import write_generator
 from tiny_training import write_templates, write_tiny_bert, write_tiny_pairs
 
 from cappy_lite.errors import InputValueError
 from cappy_train import cluster
 from cappy_train.cli import main
-from cappy_train.cluster import Cluster, open_cluster
+from cappy_train.cluster import Cluster, RemoteModel, open_cluster
 from cappy_train.shards import ShardFiles, open_writer
 
 # Ray leaves sockets and files to the garbage collector.
@@ -180,6 +181,37 @@ def test_rendering(connected: Cluster, tmp_path: Path) -> None:
     assert done[0] == done[1]
     assert done[0].rows == 2000
     assert (tmp_path / "there.parquet").read_bytes() == (tmp_path / "here.parquet").read_bytes()
+
+
+def test_sampling_survives_an_actor(connected: Cluster, kill_busy: Callable[[str], None], tmp_path: Path) -> None:
+    from cappy_train.local_models import LocalModel
+    from cappy_train.sampling import sample
+
+    folder = write_generator(tmp_path / "t5", "t5")
+    data = write_lines(tmp_path / "in.jsonl", random_instances(60))
+    open_model = partial(LocalModel, folder, max_new_tokens=8)
+    # As many as an actor has.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    sample(data, tmp_path / "here", open_model(), shard_instances=4)
+    torch.set_num_threads(threads)
+    out = tmp_path / "there"
+
+    def kill_one() -> None:
+        while len(list(out.glob("*.parquet"))) < 2:
+            time.sleep(0.002)
+        kill_busy("_Actor")
+
+    killer = in_background(kill_one)
+    sample(data, out, RemoteModel(open_model), shard_instances=4, workers=Cluster(actors=2))
+    killer.join()
+    assert contents(out) == contents(tmp_path / "here")
+    other = RemoteModel(open_model)
+    other._plan = other.plan | {"device": "cuda"}
+    with pytest.raises(InputValueError, match=r"would sample with device 'cpu', another machine with 'cuda'"):
+        sample(data, tmp_path / "other", other, workers=Cluster(actors=1))
+    with pytest.raises(InputValueError, match=r"3 processes need as many CPUs, and the cluster has 2"):
+        Cluster(actors=3)
 
 
 def test_bad_rows_are_named_as_here(connected: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ import platform
 import shutil
 import socket
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -28,6 +28,9 @@ import pyarrow as pa
 from cappy_lite.arguments import check_count
 from cappy_lite.errors import CappyError, InputValueError
 from cappy_lite.session import available_cpus
+from cappy_train.instances import Instance
+from cappy_train.sampling import Advance, Sampled, Sampler, no_advance
+from cappy_train.shards import Plan
 
 # Read as Ray is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -206,6 +209,51 @@ def _check_room(processes: int) -> None:
 def _train(config: dict[str, Any]) -> None:
     config["site"].enter()
     config["work"]()
+
+
+class RemoteModel:
+    """A `sampling.Sampler` whose model each process of a cluster opens for itself, once; this one never does."""
+
+    def __init__(self, open_model: Callable[[], Sampler]) -> None:
+        """Opens it once, on a machine that has what actors have, to know its plan.
+
+        Args:
+            open_model: such as `LocalModel` with its arguments; it is pickled.
+
+        Raises:
+            CappyError: of `open_model`.
+        """
+        self._open_model = open_model
+        self._model: Sampler | None = None
+        (self._plan,) = Cluster(actors=1).map(_plan_of, lambda: [open_model])
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    def job(self, folder: Path) -> nullcontext[None]:
+        return nullcontext()
+
+    def sample(self, instances: Sequence[Instance], *, advance: Advance = no_advance) -> Sampled:
+        """See `sampling.Sampler.sample`.
+
+        Raises:
+            InputValueError: here the model is another one, or computes on another device or in other numbers.
+        """
+        if self._model is None:
+            model = self._open_model()
+            for name, value in self._plan.items():
+                if model.plan.get(name) != value:
+                    raise InputValueError(
+                        f"{platform.node()} would sample with {name} {model.plan.get(name)!r}, another machine with "
+                        f"{value!r}: give the cluster machines of one kind, or name --precision"
+                    )
+            self._model = model
+        return self._model.sample(instances, advance=advance)
+
+
+def _plan_of(open_model: Callable[[], Sampler]) -> Plan:
+    return open_model().plan
 
 
 @dataclass(frozen=True, slots=True)
