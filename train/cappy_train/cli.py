@@ -98,7 +98,7 @@ examples:
   cappy-train sample --data instances.jsonl.gz --api http://localhost:8000/v1 --model my-model --out sampled
   cappy-train sample --data instances.jsonl.gz --api https://api.openai.com/v1 --model gpt-4.1-nano --out sampled \\
     --max-requests 1000
-  cappy-train sample --data /shared/instances --model /shared/models/T0_3B --out /shared/sampled --cluster auto --actors 8
+  cappy-train sample --data /shared/in.parquet --model /shared/T0_3B --out /shared/sampled --cluster auto --actors 8
   cappy-train annotate --data sampled --out pairs
 """
 
