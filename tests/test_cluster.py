@@ -209,7 +209,7 @@ def test_sampling_survives_an_actor(connected: Cluster, kill_busy: Callable[[str
     other = RemoteModel(open_model)
     other._plan = other.plan | {"device": "cuda"}
     with pytest.raises(InputValueError, match=r"would sample with device 'cpu', another machine with 'cuda'"):
-        sample(data, tmp_path / "other", other, workers=Cluster(actors=1))
+        other.sample([])
     with pytest.raises(InputValueError, match=r"3 processes need as many CPUs, and the cluster has 2"):
         Cluster(actors=3)
 
