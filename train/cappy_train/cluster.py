@@ -90,8 +90,16 @@ def _connect(address: str) -> None:
         raise InputValueError(f"no Ray cluster at {address} ({error}): {fix}") from error
     except RuntimeError as error:  # other versions of Python or Ray
         raise InputValueError(f"the Ray cluster at {address} can't be used: {error}") from error
+    _data_context()  # Once made, it warns no more.
     for part in ("data", "train"):
         logging.getLogger(f"ray.{part}").setLevel(logging.ERROR)
+
+
+def _data_context() -> DataContext:
+    with warnings.catch_warnings():
+        # Ray sets settings of its own that it has deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return DataContext.get_current().copy()
 
 
 class Cluster:
@@ -110,10 +118,7 @@ class Cluster:
             CappyError: of `work` or `items`.
         """
         site = _Site(Path.cwd(), _versions())
-        with warnings.catch_warnings():
-            # Ray sets settings of its own that it has deprecated.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            context = DataContext.get_current().copy()
+        context = _data_context()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         # Results come as items do.
