@@ -89,7 +89,7 @@ def title(process: Path) -> str:
 
 
 def in_background(work: Callable[[], Any]) -> threading.Thread:
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
 
