@@ -13,7 +13,17 @@ from tiny_training import ANIMALS, VERBS, record, write_lines, write_tiny_bert, 
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, BartForConditionalGeneration, BertConfig
 
 from cappy_lite.errors import InputValueError
-from cappy_train.generator import Encoder, Run, Settings, draw_instances, learning_rate, plan, train_generator
+from cappy_train import cli, generator
+from cappy_train.generator import (
+    Encoder,
+    Run,
+    Settings,
+    draw_instances,
+    learning_rate,
+    plan,
+    save_model,
+    train_generator,
+)
 from cappy_train.instances import read_instances
 from cappy_train.seq2seq import seq2seq_from_bert, seq2seq_tokenizer
 
@@ -26,6 +36,7 @@ SETTINGS = Settings(
     batch_tokens=256,
     batches_per_step=2,
     learning_rate=1e-2,
+    warmup=10,
     dev=8,
     checkpoint_every=4,
     evaluate_every=8,
@@ -62,7 +73,7 @@ def test_it_learns_to_answer(inputs: tuple[list[str], Path], tmp_path: Path) -> 
     losses = [line["loss"] for line in log if "loss" in line]
     assert losses[-1] < 0.1 * losses[0]
     (dev,) = (line for line in log if "dev_loss" in line)
-    assert dev["dev_loss"] < 0.1
+    assert dev["dev_loss"] < 0.3
     assert dev["dev_rouge_l"] > 0.95
     assert all(line["tokens_per_second"] > line["target_tokens_per_second"] > 0 for line in log if "loss" in line)
 
@@ -279,3 +290,45 @@ def test_a_loss_that_is_no_number_ends_the_run(inputs: tuple[list[str], Path], t
     with pytest.raises(InputValueError, match="the loss is nan at step 4: lower the learning rate"):
         train_generator(*inputs, tmp_path, replace(SETTINGS, learning_rate=float("nan")))
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_later(inputs: tuple[list[str], Path], tmp_path: Path) -> None:
+    """A limit on the size of files fails as a full disk does: with an OSError in the middle of a write."""
+    data, base = inputs
+    call = f"train_generator({data!r}, Path({str(base)!r}), Path({str(tmp_path)!r}), {SETTINGS!r})"
+    limited = (
+        "import resource, sys; from pathlib import Path; from cappy_lite.errors import InputValueError\n"
+        "from cappy_train.generator import Settings, train_generator\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        f"try: {call}\nexcept InputValueError as error: sys.exit(str(error))"
+    )
+    process = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 1
+    assert "checkpoint.pt can't be written" in process.stderr
+    assert "make room" in process.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl"}
+    train_generator(data, base, tmp_path, SETTINGS)
+    assert [line["step"] for line in log_of(tmp_path) if "loss" in line] == [4, 8]
+
+
+def test_a_model_that_can_not_be_saved_whole_is_not_saved(inputs: tuple[list[str], Path], tmp_path: Path) -> None:
+    network = seq2seq_from_bert(inputs[1], decoder_layers=1)
+    with pytest.raises(InputValueError, match="can't be written"):
+        save_model(network, seq2seq_tokenizer(inputs[1]), tmp_path / "gone")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line(
+    inputs: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, base = inputs
+    command = ["generator", "--data", *data, "--base", str(base), "--out", str(tmp_path / "run")]
+    # The tiny checkpoint has too few layers for the default decoder.
+    assert cli.main([*command, "--steps", "1"]) == 1
+    assert "decoder_layers is 2" in capsys.readouterr().err
+    told = {}
+    monkeypatch.setattr(generator, "train_generator", lambda *given: told.update(zip("dbos", given, strict=True)))
+    assert cli.main([*command, "--steps", "7", "--per-task", "5", "--learning-rate", "0.5", "--seed", "3"]) == 0
+    assert told["d"] == data
+    assert told["o"] == tmp_path / "run"
+    assert told["s"] == Settings(steps=7, per_task=5, learning_rate=0.5, seed=3)

@@ -20,11 +20,13 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 from transformers import BartForConditionalGeneration, PreTrainedTokenizerFast
@@ -33,6 +35,7 @@ from cappy_lite.errors import InputValueError
 from cappy_lite.packing import cut_middle
 from cappy_lite.rouge import rouge_l_pairs
 from cappy_lite.session import available_cpus
+from cappy_train.checkpoint import quietly
 from cappy_train.files import Source, find_files, written_whole
 from cappy_train.instances import Instance, read_instances
 from cappy_train.seq2seq import seq2seq_from_bert, seq2seq_tokenizer
@@ -131,7 +134,8 @@ def train_generator(data: Source, base: Path, out: Path, settings: Settings) -> 
     encoder = Encoder(tokenizer, settings)
     examples = [encoder.example(instance) for instance in tqdm(train, "examples", unit="row")]
 
-    out.mkdir(parents=True, exist_ok=True)
+    with told_if_full(out):
+        out.mkdir(parents=True, exist_ok=True)
     run = Run(network, encoder, examples, settings, out)
     run.resume()
     meter = Meter()
@@ -348,7 +352,7 @@ class Run:
     def log(self, figures: dict[str, float]) -> str:
         """Appends figures to the run's log, and returns the line."""
         line = json.dumps({"step": self.step, **{name: round(value, 5) for name, value in figures.items()}})
-        with (self.out / LOG).open("a", encoding="utf-8") as file:
+        with told_if_full(self.out), (self.out / LOG).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         return line
 
@@ -366,29 +370,31 @@ class Run:
             torch.save(state, file)
 
     def resume(self) -> None:
-        """Goes on from the checkpoint in the run's folder, if there is one; lines of the log beyond it are dropped."""
+        """Goes on from the checkpoint in the run's folder, if there is one; the log loses what lies beyond it."""
         path = self.out / CHECKPOINT
-        if not path.exists():
-            return
+        if path.exists():
+            self._load(path)
+        if (self.out / LOG).exists():
+            lines = (self.out / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+            with written_whole(self.out / LOG) as partial:
+                partial.write_text("".join(kept), encoding="utf-8")
+
+    def _load(self, path: Path) -> None:
         state: dict[str, Any] = torch.load(path, weights_only=True)
-        begun = asdict(self.settings) | {"steps": state["steps"]}
-        if (state["settings"], state["data"]) != (begun, self._data):
+        steps = state.get("steps")
+        if (state["settings"], state["data"]) != (asdict(self.settings) | {"steps": steps}, self._data):
             raise InputValueError(f"{path} is of a run with other settings or data: give --out another folder")
         # Until the rate falls, nothing depends on how many steps are to come.
-        if self.steps != state["steps"] and state["step"] > (1 - self.settings.decay) * min(self.steps, state["steps"]):
+        if self.steps != steps and state["step"] > (1 - self.settings.decay) * min(self.steps, steps):
             raise InputValueError(
-                f"{path} is at step {state['step']} of {state['steps']}, where the learning rate falls already, or "
-                f"would with {self.steps}: their number can't change any more"
+                f"{path} is at step {state['step']} of {steps}, where the learning rate falls already, or would with "
+                f"{self.steps}: their number can't change any more"
             )
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.working.load_state_dict(self.network.state_dict())
-        lines = (self.out / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
-        with written_whole(self.out / LOG) as partial:
-            partial.write_text(
-                "".join(line for line in lines if json.loads(line)["step"] <= self.step), encoding="utf-8"
-            )
 
 
 def freeze(network: BartForConditionalGeneration, layers: int) -> None:
@@ -427,8 +433,21 @@ def evaluate(network: BartForConditionalGeneration, encoder: Encoder, dev: Seque
 
 
 def save_model(network: BartForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    network.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    """Writes what transformers loads, each file whole or not at all, config.json last."""
+    with told_if_full(out), quietly(), TemporaryDirectory(dir=out) as folder:
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).iterdir(), reverse=True):
+            with written_whole(out / path.name) as partial:
+                path.replace(partial)
+
+
+@contextmanager
+def told_if_full(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputValueError(f"{out} can't be written: {error}: make room, and give the same command again") from error
 
 
 def token_frequencies(examples: Sequence[Example], vocabulary: int) -> Tensor:
