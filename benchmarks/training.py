@@ -35,8 +35,8 @@ from benchmarks.rounds import Contestant, FloatArray, check_equal, median_and_ra
 from cappy_lite.rouge import KERNEL
 from cappy_lite.session import available_cpus
 from cappy_train.annotate import annotate
+from cappy_train.distractors import damage
 from cappy_train.instance_tables import SCHEMA, find_inputs, read_blocks
-from cappy_train.regression import damage
 from cappy_train.shards import Shards
 
 CANDIDATES = 16

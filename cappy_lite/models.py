@@ -18,7 +18,7 @@ from cappy_lite.activations import ACTIVATIONS
 from cappy_lite.errors import InputTypeError, ModelError
 from cappy_lite.packing import INSTRUCTION_FLOOR, SPECIAL_TOKENS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 GRAPH_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 

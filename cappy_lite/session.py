@@ -25,8 +25,10 @@ FloatArray = npt.NDArray[np.float32]
 
 # What a graph reads of a packed row, int64, by the names of the row's arrays.
 INPUTS = ("input_ids", "position_ids", "token_type_ids", "segments", "score_positions", "score_spans")
-# Keys and values of an instruction that isn't in the row: float32 (layers, kept, 2 * hidden).
+# Keys and values of an instruction that isn't in the row: float32 (layers, length, 2 * hidden).
 CONTEXT = "context"
+# Of how many of the row's first tokens a run gives keys and values, int64 (1,): see `kept_outputs`.
+KEPT_TOKENS = "kept_tokens"
 OUTPUT = "logits"
 
 # ONNX Runtime reports what goes wrong by exception as well; only what is fatal for the process may be printed.
@@ -50,7 +52,7 @@ class Session:
         self._session = open_session(graph, threads, packed=True)
         layers, _, width = _check_signature(graph, self._session)[CONTEXT].shape
         self._no_context = np.empty((layers, 0, width), dtype=np.float32)
-        self._kept = [f"layers.{number}.key_value" for number in range(layers)]
+        self._kept = kept_outputs(layers)
 
     def run(self, row: PackedRow, context: FloatArray | None = None) -> FloatArray:
         """Logits of the row's candidates: float32 (n,), in the row's order.
@@ -62,13 +64,21 @@ class Session:
 
     def keep(self, row: PackedRow) -> FloatArray:
         """The context that the row's tokens are for other rows: their keys and values, (layers, L, 2 * hidden)."""
-        return np.stack(self.tensors(self._kept, row))
+        return np.stack(self.tensors(self._kept, row, kept_tokens=len(row.input_ids)))
 
-    def tensors(self, names: list[str], row: PackedRow, context: FloatArray | None = None) -> list[FloatArray]:
-        """The graph's outputs of these names."""
+    def tensors(
+        self, names: list[str], row: PackedRow, context: FloatArray | None = None, *, kept_tokens: int = 0
+    ) -> list[FloatArray]:
+        """The graph's outputs of these names; `kept_tokens`: of how many tokens keys and values may be among them."""
         inputs = {name: getattr(row, name) for name in INPUTS}
         inputs[CONTEXT] = self._no_context if context is None else context
+        inputs[KEPT_TOKENS] = np.array([kept_tokens])
         return cast("list[FloatArray]", self._session.run(names, inputs))
+
+
+def kept_outputs(layers: int) -> list[str]:
+    """Names of a graph's outputs with the keys and values of a row's first tokens, float32 (kept, 2 * hidden) each."""
+    return [f"layers.{number}.kept" for number in range(layers)]
 
 
 def open_session(graph: Path | bytes, threads: int, *, packed: bool = False) -> InferenceSession:
@@ -195,11 +205,11 @@ def _check_signature(graph: Path | bytes, session: InferenceSession) -> dict[str
     """The graph's inputs by name."""
     inputs = {node.name: node for node in session.get_inputs()}
     found = {(node.name, node.type) for node in inputs.values()}
-    expected = {(name, "tensor(int64)") for name in INPUTS} | {(CONTEXT, "tensor(float)")}
+    expected = {(name, "tensor(int64)") for name in (*INPUTS, KEPT_TOKENS)} | {(CONTEXT, "tensor(float)")}
     if found != expected or (OUTPUT, "tensor(float)") not in {(node.name, node.type) for node in session.get_outputs()}:
         raise ModelError(
-            f"{_named(graph)} doesn't read packed rows: it must read {', '.join(INPUTS)} (int64) and {CONTEXT} "
-            f"(float32) and give {OUTPUT} (float32), but reads "
+            f"{_named(graph)} doesn't read packed rows: it must read {', '.join((*INPUTS, KEPT_TOKENS))} (int64) and "
+            f"{CONTEXT} (float32) and give {OUTPUT} (float32), but reads "
             f"{', '.join(f'{name} {kind}' for name, kind in sorted(found))}: export the model again"
         )
     return inputs

@@ -22,6 +22,7 @@ from cappy_lite.errors import InputTypeError, InputValueError
 from cappy_train.annotate import PAIRS, annotate
 from cappy_train.cli import main
 from cappy_train.instance_tables import SCHEMA, read_blocks
+from cappy_train.instances import arrow_schema, arrow_table, parse_instance, read_instances, write_instances
 from cappy_train.shards import Shards, open_writer
 
 Record = dict[str, Any]
@@ -227,12 +228,37 @@ def test_all_formats_give_the_same_pairs(tmp_path: Path) -> None:
     assert [pair for pair in c if pair["source"] == "reference"] == [p for p in a if p["source"] == "reference"]
 
 
+def test_likelihoods_of_candidates_change_nothing(tmp_path: Path) -> None:
+    known = {"log_likelihood": -3.5, "mean_log_likelihood": -0.5}
+    records = random_instances(30)
+    for record in records[::2]:
+        record["candidates"] = [one | known for one in record["candidates"]]
+    lines = write_lines(tmp_path / "in.jsonl", records)
+    write_instances(tmp_path / "in.parquet", read_instances(lines))
+    out = [pairs_of(annotate([lines.with_suffix(end)], tmp_path / end)) for end in (".jsonl", ".parquet")]
+    assert out[0] == out[1] == annotated(tmp_path, random_instances(30))
+
+
 def test_globs_name_each_file_once(tmp_path: Path) -> None:
     for number in range(3):
         write_lines(tmp_path / f"{number}.jsonl", random_instances(5, seed=number))
     shards = annotate([tmp_path / "1.jsonl", str(tmp_path / "*.jsonl")], tmp_path / "out")
     assert [one["name"] for one in shards.manifest["plan"]["inputs"]] == ["1.jsonl", "0.jsonl", "2.jsonl"]
     assert shards.manifest["counts"]["instances"] == 15
+
+
+def test_a_folder_of_shards_is_an_input_by_its_name(tmp_path: Path) -> None:
+    records = random_instances(40)
+    folder, instances = tmp_path / "sampled", [parse_instance(record) for record in records]
+    with open_writer(folder, {"stage": "sample"}) as writer:
+        for number in range(4):
+            tables = [arrow_table(instances[number * 10 : number * 10 + 10])]
+            writer.write(number, tables, arrow_schema(), counts={})
+        with pytest.raises(InputValueError, match="no complete folder of shards: run the command that makes it again"):
+            annotate([folder], tmp_path / "early")
+        writer.finish(4)
+    assert pairs_of(annotate([folder], tmp_path / "out")) == annotated(tmp_path, records)
+    assert list(read_instances(folder)) == instances
 
 
 def test_one_split_alone(tmp_path: Path) -> None:

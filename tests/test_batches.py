@@ -9,9 +9,8 @@ import torch
 from tiny_training import write_tiny_bert
 
 from cappy_lite.packing import pack
-from cappy_train.batches import Packer, network_scores, padded, plan
+from cappy_train.batches import LabelledRow, Packer, network_scores, padded
 from cappy_train.network import from_bert
-from cappy_train.regression import MAX_RESPONSES, Example
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bert(tmp_path_factory.mktemp("bert"))
 
 
-def some_examples(count: int) -> list[Example]:
+def some_rows(count: int) -> list[LabelledRow]:
     rng = random.Random(0)
     words = ["dog", "cat", "runs", "eats", "the", "a", "snow", "sun"]
 
@@ -28,43 +27,39 @@ def some_examples(count: int) -> list[Example]:
 
     made = []
     for _ in range(count):
-        responses = tuple({text(rng.randint(1, 6)) for _ in range(rng.randint(2, 6))})
-        made.append(Example("t", text(rng.randint(2, 60)), responses, tuple(rng.random() for _ in responses)))
+        responses = tuple({text(rng.randint(1, 6)) for _ in range(rng.randint(2, 11))})
+        made.append(LabelledRow(text(rng.randint(2, 60)), responses, tuple(rng.random() for _ in responses)))
     return made
 
 
-def test_batches_have_few_shapes_and_every_row_fits(base: Path) -> None:
+def test_a_batch_has_each_rows_tokens_labels_and_scored_places(base: Path) -> None:
     packer = Packer(base / "tokenizer.json")
-    made = some_examples(200)
-    rows = packer.token_rows(made, short=140, long=160, long_share=0.5, seed=0)
-    batches = plan(rows, 512, seed=0)
-    numbers = [number for batch in batches for number in batch]
-    assert len(numbers) == len(set(numbers)) > 150
-    for batch_numbers in batches:
-        batch = packer.batch([rows[number] for number in batch_numbers])
-        length = padded(rows[batch_numbers[0]].length)
-        assert batch.input_ids.shape == batch.segment_ids.shape == (max(1, 512 // length), length)
-        assert batch.labels.shape == batch.score_positions.shape == (len(batch_numbers), MAX_RESPONSES)
-        for at, number in enumerate(batch_numbers):
-            example = made[number]
+    made = some_rows(40)
+    token_rows = packer.token_rows(made, [140] * 20 + [160] * 20)
+    for start in range(0, 40, 5):
+        rows, originals = token_rows[start : start + 5], made[start : start + 5]
+        batch = packer.batch(rows)
+        length = padded(max(row.length for row in rows))
+        assert batch.input_ids.shape == batch.segment_ids.shape == (5, length)
+        assert batch.labels.shape == batch.score_positions.shape
+        assert batch.labels.shape[1] == (8 if max(len(row.labels) for row in rows) <= 8 else 16)
+        for at, (row, original) in enumerate(zip(rows, originals, strict=True)):
+            assert list(row.instruction) == list(packer.encode(original.instruction))
             present = ~batch.labels[at].isnan()
-            assert torch.equal(batch.labels[at][present], torch.tensor(example.labels))
+            assert torch.equal(batch.labels[at][present], torch.tensor(original.labels))
             positions = batch.score_positions[at][present] - at * length
             assert (batch.input_ids[at][positions] == packer.sep_id).all()
-            assert int((batch.segment_ids[at] >= 0).sum()) == rows[number].length
-
-
-def test_the_plan_follows_from_the_seed(base: Path) -> None:
-    rows = Packer(base / "tokenizer.json").token_rows(some_examples(100), short=140, long=160, long_share=0, seed=0)
-    assert plan(rows, 512, seed=1) == plan(rows, 512, seed=1)
-    assert plan(rows, 512, seed=1) != plan(rows, 512, seed=2)
+            assert int((batch.segment_ids[at] >= 0).sum()) == row.length
+        moved = batch.to(torch.device("meta"))
+        assert moved.labels.shape == batch.labels.shape
+        assert moved.input_ids.is_meta
 
 
 def test_scores_are_those_of_each_candidate_on_its_own(base: Path) -> None:
     torch.manual_seed(0)
     network = from_bert(base).eval()
     packer = Packer(base / "tokenizer.json")
-    pairs = [(example.instruction, example.responses) for example in some_examples(20)]
+    pairs = [(row.instruction, row.responses) for row in some_rows(20)]
     for (instruction, candidates), scores in zip(pairs, network_scores(network, packer, pairs, 160), strict=True):
         for candidate, score in zip(candidates, scores, strict=True):
             instruction_ids, candidate_ids = packer.encode(instruction), packer.encode(candidate)

@@ -15,23 +15,25 @@ import pytest
 
 from cappy_lite.errors import InputValueError
 from cappy_lite.rouge import rouge_l
+from cappy_train.baselines import longest
 from cappy_train.evaluate import (
     Question,
     bootstrap,
+    candidate_questions,
     choice_questions,
+    dev_figures,
     dev_questions,
     distance_closed,
     distractor_questions,
-    evaluate_dev,
-    longest,
     majority_gains,
     oracle_gains,
     picked_gains,
+    questions,
     random_gains,
     sample_evenly,
     task_means,
 )
-from cappy_train.instances import Instance
+from cappy_train.instances import Candidate, Instance
 
 Pairs = list[tuple[str, tuple[str, ...]]]
 
@@ -45,9 +47,11 @@ def instance(
     task: str = "task",
     template: str | None = None,
     split: str = "test",
+    candidates: Sequence[str] = (),
 ) -> Instance:
     listed = None if choices is None else tuple(choices)
-    return Instance(id, task, template, instruction, tuple(references), (), listed, split)
+    recorded = tuple(Candidate(text, f"source{number}") for number, text in enumerate(candidates))
+    return Instance(id, task, template, instruction, tuple(references), recorded, listed, split)
 
 
 def question(gains: Sequence[float], *, task: str = "t", template: str = "a", group: str = "g") -> Question:
@@ -188,6 +192,44 @@ def test_the_gold_stands_anywhere() -> None:
     assert counts.max() < 84
 
 
+def test_recorded_candidates_gain_their_best_stemmed_rouge_l() -> None:
+    texts = ["a dog runs", "The Dogs  run", "", "a dog runs", "dogs"]
+    recorded = instance("a", references=["the dogs run", "some running dogs"], candidates=texts, template="t")
+    (asked,) = candidate_questions([recorded, instance("without")])
+    assert asked.candidates == ("a dog runs", "The Dogs  run", "", "dogs")
+    expected = [rouge_l(text, recorded.references, stem=True).fmeasure for text in asked.candidates]
+    assert asked.gains.tolist() == expected
+    assert expected[1] == 1 > expected[0] > expected[2] == 0
+    assert asked.recorded == recorded.candidates
+    assert (asked.task, asked.template, asked.group, asked.kind) == ("task", "t", "a", "generation")
+
+
+def test_a_reference_in_another_script_gains_one() -> None:
+    (asked,) = candidate_questions([instance("a", references=["Да, снег"], candidates=["да,  снег", "да", "+"])])
+    assert asked.gains.tolist() == [1, 0, 0]
+
+
+def test_candidates_of_instances_with_choices_gain_by_exact_match() -> None:
+    texts = ["Not entailment", " ENTAILMENT ", "entailment it is"]
+    choices = ["entailment", "not entailment"]
+    (asked,) = candidate_questions([instance("a", references=["entailment"], choices=choices, candidates=texts)])
+    assert asked.gains.tolist() == [0, 1, 0]
+
+
+def test_questions_are_of_choices_else_of_candidates_else_of_distractors() -> None:
+    both = instance("both", references=["yes"], choices=["yes", "no"], candidates=["yes"])
+    recorded = instance("recorded", candidates=["yes", "no"])
+    pool = colours(12)
+    mixed = [pool[0], recorded, both, *pool[1:]]
+    asked = questions(iter(mixed), seed=3)
+    expected = [*choice_questions([both]), *candidate_questions([recorded]), *distractor_questions(pool, seed=3)]
+    assert [(q.group, q.candidates, q.kind, q.recorded) for q in asked] == [
+        (q.group, q.candidates, q.kind, q.recorded) for q in expected
+    ]
+    assert len(asked) == 14
+    assert questions([]) == []
+
+
 # Picks and baselines
 
 
@@ -313,38 +355,42 @@ def write_dev_data(folder: Path) -> None:
             file.writelines(json.dumps(asdict(one)) + "\n" for one in instances)
 
 
-def test_dev_questions_are_of_the_dev_split_and_of_sets_with_two_sides(tmp_path: Path) -> None:
+def test_dev_questions_are_of_the_dev_split_and_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dev_data(tmp_path)
-    sets = dev_questions(tmp_path)
-    assert sorted(q.group for q in sets["superni"]) == sorted(f"colour-dev-{n}" for n in range(20))
-    assert sorted(q.group for q in sets["t0_choice"]) == [
-        "qasc_combined_1:1",
-        "qasc_combined_1:2",
-        "sciq_ask:1",
-        "sciq_ask:2",
-    ]
-    assert sorted(q.group for q in sets["t0_generation"]) == sorted(f"xsum:{n}" for n in range(12) if n != 1)
-    limited = dev_questions(tmp_path, limit=3)
-    assert {name: [q.group for q in some] for name, some in limited.items()} == {
-        name: [q.group for q in every][:3] for name, every in sets.items()
-    }
+    source = str(tmp_path / "*.jsonl.gz")
+    asked = dev_questions(source)
+    kinds = {kind: [q.group for q in asked if q.kind == kind] for kind in ("choice", "generation")}
+    assert "qasc_combined_1:1" in kinds["choice"]
+    assert sorted(group for group in kinds["generation"] if group.startswith("colour")) == sorted(
+        f"colour-dev-{n}" for n in range(20)
+    )
+    monkeypatch.setattr("cappy_train.evaluate.DEV_QUESTIONS", 3)
+    assert [q.group for q in dev_questions(source)] == [group for groups in kinds.values() for group in groups[:3]]
 
 
-def test_dev_evaluation_gives_a_few_numbers(tmp_path: Path) -> None:
+def test_a_file_without_dev_questions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(asdict(instance("a", split="train"))) + "\n")
+    with pytest.raises(InputValueError, match="whose split is dev"):
+        dev_questions(path)
+
+
+def test_dev_figures_are_a_few_numbers(tmp_path: Path) -> None:
     write_dev_data(tmp_path)
-    sets = dev_questions(tmp_path)
+    asked = dev_questions(str(tmp_path / "*.jsonl.gz"))
 
     def best(pairs: Pairs) -> list[np.ndarray]:
-        gains = {(q.instruction, q.candidates): q.gains for questions in sets.values() for q in questions}
+        gains = {(q.instruction, q.candidates): q.gains for q in asked}
         return [gains[pair] for pair in pairs]
 
-    assert evaluate_dev(sets, best) == pytest.approx(
-        {
-            "superni_dev_closed": 1,
-            "t0_choice_dev_accuracy": 1,
-            "t0_choice_dev_random": 0.5,
-            "t0_choice_dev_majority": 1,
-            "t0_generation_dev_closed": 1,
-        }
-    )
-    assert evaluate_dev(sets, lambda pairs: [-scores for scores in best(pairs)])["superni_dev_closed"] < 0
+    figures = dev_figures(asked, best)
+    assert set(figures) == {
+        "dev_gain",
+        "choice_dev_accuracy",
+        "choice_dev_random",
+        "choice_dev_majority",
+        "generation_dev_closed",
+    }
+    assert (figures["dev_gain"], figures["choice_dev_accuracy"], figures["generation_dev_closed"]) == (1, 1, 1)
+    assert 0 < figures["choice_dev_random"] < 1
+    assert dev_figures(asked, lambda pairs: [-scores for scores in best(pairs)])["generation_dev_closed"] < 0

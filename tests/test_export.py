@@ -12,13 +12,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiny_training import write_tiny_bert, write_tiny_data
+from tiny_training import HIDDEN, LAYERS, write_tiny_bert, write_tiny_data
 
 from cappy_lite import Scorer
 from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import check_files, read_config
 from cappy_lite.packing import PackedRow
-from cappy_lite.session import Session, session_options
+from cappy_lite.session import Session, kept_outputs, session_options
 from cappy_train.batches import Packer, network_scores
 from cappy_train.cli import main
 from cappy_train.evaluate import Question
@@ -33,7 +33,8 @@ CANDIDATES = ["the dog runs on the street", "a cat", "snow", "the child eats pas
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_data(tmp_path_factory.mktemp("data"), count=200)
+    """Files of instances, whose split dev calibrates."""
+    return write_tiny_data(tmp_path_factory.mktemp("data"), count=200) / "*_train.jsonl.gz"
 
 
 IDENTITY = {"name": "tiny", "base_model": "random weights", "licence": "MIT"}
@@ -127,6 +128,21 @@ def test_a_candidate_scores_the_same_alone_and_beside_others(model: Path, run: P
             np.testing.assert_array_equal(alone, together)
         np.testing.assert_allclose(alone, together, atol=1e-5)
         assert together.std() > 0.05
+
+
+@pytest.mark.parametrize("file", ["model.fp32.onnx", "model.onnx"])
+def test_keys_and_values_are_given_of_as_many_tokens_as_are_asked_for(model: Path, run: Path, file: str) -> None:
+    """Else they would all stay in memory to the end of a run, for nobody."""
+    session = Session(model / file, 1)
+    (row,) = rows_of(run, CANDIDATES)
+    names = kept_outputs(LAYERS)
+    everything = session.keep(row)
+    assert everything.shape == (LAYERS, len(row.input_ids), 2 * HIDDEN)
+    for count in (0, 1, len(row.input_ids) - 1):
+        np.testing.assert_array_equal(session.tensors(names, row, kept_tokens=count), everything[:, :count])
+    for count in (-1, len(row.input_ids) + 1):
+        with pytest.raises(Exception, match="not so: count"):
+            session.tensors(names, row, kept_tokens=count)
 
 
 def test_a_graph_has_no_node_too_many(model: Path, tmp_path: Path) -> None:
@@ -275,7 +291,7 @@ def test_a_changed_card_is_sealed_again(model: Path, tmp_path: Path) -> None:
 
 
 def test_command_line(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["export", "--run", str(run), "--data", str(data), "--out", str(tmp_path / "out")]
+    command = ["export", "--run", str(run), "--dev", str(data), "--out", str(tmp_path / "out")]
     command += ["--base-model", "none", "--licence", "MIT"]
     assert main(command) == 0
     assert read_config(tmp_path / "out").name == "out"

@@ -80,6 +80,10 @@ def test_reads_one_split_and_passes_over_empty_lines(tmp_path: Path) -> None:
         ({"candidates": ["Yes"]}, "candidates should be"),
         ({"candidates": [{"text": "Yes"}]}, "candidates should be"),
         ({"candidates": "Yes"}, "candidates should be"),
+        ({"candidates": [{"text": "Yes", "source": "s", "log_likelihood": "-1"}]}, "a candidate's log_likelihood"),
+        ({"candidates": [{"text": "Yes", "source": "s", "log_likelihood": True}]}, "a candidate's log_likelihood"),
+        ({"candidates": [{"text": "Yes", "source": "s", "log_likelihood": -(10**400)}]}, "a candidate's log_likelih"),
+        ({"candidates": [{"text": "Y", "source": "s", "mean_log_likelihood": float("nan")}]}, "a candidate's mean_log"),
         ({"split": "validation"}, "split is 'validation'"),
     ],
 )
@@ -153,12 +157,22 @@ def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
         for number in range(1500)
     ]
     instances.append(parse_instance(record(instruction="Zwei\nZeilen \u2028 ☃", candidates=[])))
-    assert write_instances(tmp_path / name, iter(instances)) == 1501
+    known = {"log_likelihood": -2, "mean_log_likelihood": -0.1}
+    candidates = [{"text": "No", "source": "beam"} | known, {"text": "", "source": "nucleus", "log_likelihood": -0.3}]
+    instances.append(parse_instance(record(id="sampled", candidates=candidates)))
+    assert instances[-1].candidates == (Candidate("No", "beam", -2.0, -0.1), Candidate("", "nucleus", -0.3))
+    assert write_instances(tmp_path / name, iter(instances)) == 1502
     assert list(read_instances(tmp_path / name)) == instances
     first = (tmp_path / name).read_bytes()
     write_instances(tmp_path / name, instances)
     assert (tmp_path / name).read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_likelihood_that_is_not_known_is_no_key(tmp_path: Path) -> None:
+    candidates = [{"text": "a", "source": "s"}, {"text": "b", "source": "s", "log_likelihood": -1.5}]
+    write_instances(tmp_path / "all.jsonl", [parse_instance(record(candidates=candidates))])
+    assert json.loads((tmp_path / "all.jsonl").read_bytes())["candidates"] == candidates
 
 
 def test_what_fails_to_be_written_leaves_what_was_there(tmp_path: Path) -> None:

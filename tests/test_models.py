@@ -94,8 +94,8 @@ def test_a_config_that_is_no_object_is_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format_version", 3, "format_version is 3, and this cappy-lite reads 2: upgrade cappy-lite"),
-        ("format_version", 1, "format_version is 1, and this cappy-lite reads 2: export the model again"),
+        ("format_version", 4, "format_version is 4, and this cappy-lite reads 3: upgrade cappy-lite"),
+        ("format_version", 2, "format_version is 2, and this cappy-lite reads 3: export the model again"),
         ("format_version", "2", "format_version must be of type int, not '2'"),
         ("format_version", True, "format_version must be of type int, not True"),
         ("graph", "late", "graph is 'late', and this cappy-lite runs only 'shared' and 'joint'"),

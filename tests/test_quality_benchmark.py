@@ -4,6 +4,7 @@ import gzip
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from benchmarks import quality
 from benchmarks.machine import describe_machine
-from benchmarks.quality import compare, embed, gains_by_method, held_out_questions, minilm_cosine, overlap, table
-from cappy_train.evaluate import longest
+from benchmarks.quality import held_out_questions, table
+from cappy_train.baselines import longest, overlap
+from cappy_train.embedding import Embedder, minilm_cosine
+from cappy_train.evaluate import checked_scores
+from cappy_train.evaluation import Evaluated, compare, gains_by_method
 from cappy_train.instances import Instance
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghij"]
@@ -84,17 +88,18 @@ def write_held_out(folder: Path) -> None:
 
 def test_embeddings_do_not_depend_on_the_batch(bert_folder: Path) -> None:
     texts = ["a b c", "a", "c b a d e f g", "a b c d"]
-    together = embed(bert_folder, texts)
+    embedder = Embedder(bert_folder)
+    together = embedder.embed(texts)
     assert together.shape == (4, HIDDEN)
     assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(4))
     for text, row in zip(texts, together, strict=True):
-        assert embed(bert_folder, [text])[0] == pytest.approx(row, abs=1e-6)
+        assert embedder.embed([text])[0] == pytest.approx(row, abs=1e-6)
     assert np.abs(together[0] - together[3]).max() > 0.01
 
 
 def test_embeddings_read_256_tokens(bert_folder: Path) -> None:
     kept, cut = "a b " * 127, "a b " * 127 + "c d " * 40
-    one, same, other = embed(bert_folder, [kept, cut, "d " + kept])
+    one, same, other = Embedder(bert_folder).embed([kept, cut, "d " + kept])
     assert one == pytest.approx(same, abs=1e-6)
     assert np.abs(one - other).max() > 1e-4
 
@@ -113,41 +118,58 @@ def test_overlap_is_the_share_of_distinct_words_that_the_instruction_has() -> No
     assert scores.tolist() == [1, 0.5, 0, 0]
 
 
-def test_the_report_compares_the_model_with_every_baseline(tmp_path: Path, bert_folder: Path) -> None:
+def results(tmp_path: Path, bert_folder: Path, limit: int | None) -> dict[str, dict[str, Any]]:
+    """Both sets' figures, of a model that picks the longest candidate."""
     write_held_out(tmp_path)
-    sets = held_out_questions(tmp_path, limit=None)
     minilm = minilm_cosine(bert_folder)
-    results = {name: compare(some, gains_by_method(some, longest, minilm)) for name, some in sets.items()}
+    return {
+        name: compare(some, gains_by_method(some, [Evaluated("tiny", checked_scores(some, longest))], minilm))
+        for name, some in held_out_questions(tmp_path, limit=limit).items()
+    }
 
-    heldout = results["t0_heldout"]
-    assert heldout["questions_by_task"] == {"rte": 6}
-    assert list(heldout["methods"]) == ["model", "random", "majority", "longest", "overlap", "minilm", "oracle"]
-    averages = {name: method["average"]["value"] for name, method in heldout["methods"].items()}
-    assert averages["model"] == averages["longest"] == averages["majority"] == pytest.approx(2 / 3, abs=1e-5)
+
+def test_the_report_compares_the_model_with_every_baseline(tmp_path: Path, bert_folder: Path) -> None:
+    by_set = results(tmp_path, bert_folder, limit=None)
+    heldout = {method["name"]: method for method in by_set["t0_heldout"]["methods"]}
+    assert by_set["t0_heldout"]["questions_by_task"] == {"rte": 6}
+    rules = ["longest", "word overlap", "MiniLM cosine", "random", "oracle"]
+    assert list(heldout) == ["tiny", "majority class", *rules]
+    averages = {name: method["average"]["value"] for name, method in heldout.items()}
+    assert averages["tiny"] == averages["longest"] == averages["majority class"] == pytest.approx(2 / 3, abs=1e-5)
     assert (averages["random"], averages["oracle"]) == (0.5, 1)
 
-    superni = results["superni_test"]["methods"]
-    assert "majority" not in superni
-    assert results["superni_test"]["questions"] == 18
-    assert superni["overlap"]["average"] == {"value": 1, "low": 1, "high": 1}
-    assert superni["overlap"]["closed"] == {"value": 1, "low": 1, "high": 1}
+    superni = {method["name"]: method for method in by_set["superni_test"]["methods"]}
+    assert list(superni) == ["tiny", *rules]
+    assert by_set["superni_test"]["questions"] == 18
+    assert superni["word overlap"]["average"] == {"value": 1, "low": 1, "high": 1}
+    assert superni["word overlap"]["closed"] == {"value": 1, "low": 1, "high": 1}
     for name, method in superni.items():
-        lead = superni["model"]["average"]["value"] - method["average"]["value"]
-        assert method["model_ahead"]["value"] == pytest.approx(lead, abs=2e-5)
-        assert method["model_ahead"]["low"] <= method["model_ahead"]["value"] <= method["model_ahead"]["high"], name
-    assert superni["longest"]["model_ahead"] == {"value": 0, "low": 0, "high": 0}
-    assert superni["oracle"]["model_ahead"]["high"] < 0
-    json.dumps(results, allow_nan=False)
+        ahead = method["ahead"]["tiny"]
+        lead = superni["tiny"]["average"]["value"] - method["average"]["value"]
+        assert ahead["value"] == pytest.approx(lead, abs=2e-5)
+        assert ahead["low"] <= ahead["value"] <= ahead["high"], name
+    assert superni["longest"]["ahead"]["tiny"] == {"value": 0, "low": 0, "high": 0}
+    assert superni["oracle"]["ahead"]["tiny"]["high"] < 0
+    json.dumps(by_set, allow_nan=False)
 
 
 def test_the_table_has_tasks_averages_and_intervals(tmp_path: Path, bert_folder: Path) -> None:
-    write_held_out(tmp_path)
-    questions = held_out_questions(tmp_path, limit=4)["superni_test"]
-    lines = table(compare(questions, gains_by_method(questions, longest, minilm_cosine(bert_folder)))).splitlines()
-    assert lines[0].split() == ["task", "n", "model", "random", "longest", "overlap", "minilm", "oracle"]
+    lines = table(results(tmp_path, bert_folder, limit=4)["superni_test"]).splitlines()
+    assert lines[0].split() == [
+        "task",
+        "n",
+        "tiny",
+        "longest",
+        "word",
+        "overlap",
+        "MiniLM",
+        "cosine",
+        "random",
+        "oracle",
+    ]
     assert lines[2].split()[:2] == ["task1", "2"]
     assert lines[3].split()[:2] == ["task2", "2"]
-    assert [line.split()[0] for line in lines[5::2]] == ["average", "closed,", "model"]
+    assert [line.split()[0] for line in lines[5::2]] == ["average", "closed,", "tiny"]
     assert lines[6].split()[-1] == "100.0..100.0"
 
 
@@ -170,7 +192,7 @@ def test_the_command_prints_tables_and_then_one_json_line(
     assert report["machine"]["numpy"] == np.__version__
     assert report["seeds"] == {"distractors": 0, "bootstrap": 0}
     assert [line.split(":")[0] for line in tables if "questions;" in line] == ["t0_heldout", "superni_test"]
-    assert "model" in output.err  # the progress bar
+    assert "tiny" in output.err  # the progress bar
 
 
 def test_the_machine_is_described() -> None:

@@ -52,10 +52,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[PackedRow]:
     tensors = Session.tensors
 
     def recorded(
-        self: Session, names: list[str], row: PackedRow, context: FloatArray | None = None
+        self: Session, names: list[str], row: PackedRow, context: FloatArray | None = None, *, kept_tokens: int = 0
     ) -> list[FloatArray]:
         seen.append(row)
-        return tensors(self, names, row, context)
+        return tensors(self, names, row, context, kept_tokens=kept_tokens)
 
     monkeypatch.setattr(Session, "tensors", recorded)
     return seen
@@ -231,7 +231,7 @@ def test_ten_thousand_candidates_are_never_all_in_memory(scorer: Scorer, monkeyp
         return encode(self, text)
 
     def watched_run(
-        self: Session, names: list[str], row: PackedRow, context: FloatArray | None = None
+        self: Session, names: list[str], row: PackedRow, context: FloatArray | None = None, *, kept_tokens: int = 0
     ) -> list[FloatArray]:
         nonlocal scored
         rows.append(weakref.ref(row.input_ids))
@@ -239,7 +239,7 @@ def test_ten_thousand_candidates_are_never_all_in_memory(scorer: Scorer, monkeyp
         texts_waiting.append(encoded - 1 - scored)  # one of the encoded is the instruction
         lengths.append(len(row.input_ids))
         scored += len(row.score_positions)
-        return tensors(self, names, row, context)
+        return tensors(self, names, row, context, kept_tokens=kept_tokens)
 
     tensors = Session.tensors
     monkeypatch.setattr(TextEncoder, "encode", watched_encode)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from cappy_lite.errors import InputValueError
-from cappy_train.files import written_whole
+from cappy_train.files import find_files, written_whole
 from cappy_train.shards import RowGroup, Shards, open_writer, write_json
 
 SCHEMA = pa.schema([("text", pa.string()), ("number", pa.int64())])
@@ -93,6 +93,20 @@ def test_folders_that_are_none(tmp_path: Path, folder: Path) -> None:
     (folder / "manifest.json").write_text("[")
     with pytest.raises(InputValueError, match=r"manifest.json can't be read"):
         Shards(folder)
+
+
+def test_a_folder_names_its_shards(tmp_path: Path, folder: Path) -> None:
+    assert find_files(folder) == sorted(folder.glob("*.parquet")) == Shards(folder).paths()
+    (folder / "manifest.json").rename(folder / "unfinished.json")
+    with pytest.raises(InputValueError, match="no complete folder of shards: run the command that makes it again"):
+        find_files(str(folder))
+    with open_writer(tmp_path / "empty", PLAN) as writer:
+        writer.finish(0)
+    with pytest.raises(InputValueError, match="empty has no shards"):
+        find_files(tmp_path / "empty")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputValueError, match="is a folder: name its files"):
+        find_files(tmp_path / "other")
 
 
 def test_a_shard_of_another_plan(tmp_path: Path, folder: Path) -> None:

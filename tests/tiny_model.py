@@ -32,7 +32,7 @@ def write_tiny_model(folder: Path, *, max_tokens: int = 160, seed: int = 0) -> P
 def write_config(folder: Path, **changes: object) -> None:
     """Writes config.json with the digests of the folder's files as they are; `changes` replace its keys."""
     config: dict[str, object] = {
-        "format_version": 2,
+        "format_version": 3,
         "name": "tiny",
         "graph": "shared",
         "max_tokens": 160,
@@ -91,8 +91,8 @@ def _graph(vocabulary: int, max_tokens: int, seed: int) -> onnx.ModelProto:
         helper.make_node("Gather", ["segments", "own_places"], ["spans"], axis=1),
         helper.make_node(
             "Attention",
-            ["queries", "layers.0.key_value", "context", "segments", "spans"],
-            ["gathered"],
+            ["queries", "layers.0.key_value", "context", "kept_tokens", "segments", "spans"],
+            ["gathered", "layers.0.kept"],
             domain="cappy",
             heads=1,
             layer=0,
@@ -107,10 +107,11 @@ def _graph(vocabulary: int, max_tokens: int, seed: int) -> onnx.ModelProto:
     shapes: dict[str, list[str | int]] = {key: ["tokens"] for key in ("input_ids", "position_ids", "token_type_ids")}
     shapes |= {"segments": ["segments", 4], "score_spans": ["segments", 2], "score_positions": ["candidates"]}
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in shapes.items()]
-    inputs.append(helper.make_tensor_value_info("context", TensorProto.FLOAT, [1, "kept", 2 * HIDDEN]))
+    inputs.append(helper.make_tensor_value_info("context", TensorProto.FLOAT, [1, "length", 2 * HIDDEN]))
+    inputs.append(helper.make_tensor_value_info("kept_tokens", TensorProto.INT64, [1]))
     outputs = [
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["candidates"]),
-        helper.make_tensor_value_info("layers.0.key_value", TensorProto.FLOAT, ["tokens", 2 * HIDDEN]),
+        helper.make_tensor_value_info("layers.0.kept", TensorProto.FLOAT, ["kept", 2 * HIDDEN]),
     ]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
     model = helper.make_model(

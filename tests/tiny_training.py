@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import save_file
 from tiny_model import tiny_tokenizer
 
+from cappy_train.annotate import annotate
+from cappy_train.distractors import write_default_data
+
 HIDDEN, LAYERS, FEED_FORWARD, POSITIONS = 16, 2, 32, 160
 ANIMALS = ("dog", "cat", "car", "house", "film", "chef", "word", "child", "snow", "sun")
 VERBS = ("runs", "eats", "drives", "skis")
@@ -95,7 +98,7 @@ def write_tiny_bert(folder: Path) -> Path:
 
 
 def write_tiny_data(folder: Path, *, count: int = 60) -> Path:
-    """The files that training reads, in miniature: open generation, choices, rows and templates."""
+    """The files that the default data are chosen from, in miniature: open generation, choices, rows and templates."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     superni, t0 = [], []
@@ -115,7 +118,13 @@ def write_tiny_data(folder: Path, *, count: int = 60) -> Path:
             | {"references": [f"{animal} {verb}"], "template": "open"}
         )
     superni.append(record("nc", "put_together", "left out", "train") | {"references": ["x"], "licence": "CC BY-NC 4.0"})
+    superni.append(record("held", "xlwic_true_or_false", "left out too", "train") | {"references": ["x"]})
     write_lines(folder / "superni_train.jsonl.gz", superni)
+    induction = [
+        record(f"i{number}", "antonyms", f"write the other word {number}", "train") | {"references": [f"word {number}"]}
+        for number in range(10)
+    ]
+    write_lines(folder / "instruction_induction.jsonl.gz", induction)
     write_lines(folder / "t0_train.jsonl.gz", t0)
     rows = [{"text": f"the film is {rng.choice(ANIMALS)} {number}", "label": number % 2} for number in range(20)]
     write_lines(folder / "rows_rotten_tomatoes.jsonl.gz", rows)
@@ -123,6 +132,14 @@ def write_tiny_data(folder: Path, *, count: int = 60) -> Path:
     write_lines(folder / "rows_trec.jsonl.gz", rows)
     write_templates(folder / "promptsource_templates.tar.gz", {"rotten_tomatoes": ROTTEN_TOMATOES, "trec": TREC})
     return folder
+
+
+def write_tiny_pairs(folder: Path, *, count: int = 60, shard_instances: int = 64) -> tuple[Path, Path]:
+    """Labelled pairs in shards, and the file of instances that they are of, whose split dev is for evaluation."""
+    instances = folder / "instances.jsonl.gz"
+    write_default_data(write_tiny_data(folder / "data", count=count), instances)
+    annotate([instances], folder / "pairs", split="train", shard_instances=shard_instances, threads=1)
+    return folder / "pairs", instances
 
 
 def record(id: str, task: str, instruction: str, split: str) -> dict[str, object]:

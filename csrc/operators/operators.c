@@ -2,6 +2,7 @@
 #include "operators.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "level.h"
 #include "ort.h"
@@ -145,7 +146,22 @@ static bool measure(cappy_attention *task, size_t tokens, size_t context_tokens,
     return true;
 }
 
-enum { QUERY, KEY_VALUE, CONTEXT, SEGMENTS, SPANS, ATTENTION_GAIN, ATTENTION_ZERO_POINT, ATTENTION_INPUTS };
+enum { QUERY, KEY_VALUE, CONTEXT, KEPT_TOKENS, SEGMENTS, SPANS, ATTENTION_GAIN, ATTENTION_ZERO_POINT, ATTENTION_INPUTS };
+
+/* Gives out the keys and values of the first tokens. They are copied, since an output stays in memory to the end of a
+ * run, and mostly none are asked for. */
+static ort_status *keep(const kernel *of, ort_context *context, const tensor *key_value, const tensor *kept_tokens)
+{
+    REQUIRE(of, is_vector(kept_tokens, 1));
+    const int64_t count = *(const int64_t *)kept_tokens->data;
+    REQUIRE(of, count >= 0 && count <= key_value->shape[0]);
+    const tensor shape = {.rank = 2, .shape = {count, key_value->shape[1]}};
+    void *kept;
+    TRY(make(of, context, 1, &shape, &kept));
+    if (count)
+        memcpy(kept, key_value->data, (size_t)count * (size_t)key_value->shape[1] * sizeof(float));
+    return NULL;
+}
 
 static ort_status *attend(const kernel *of, ort_context *context, bool to_bytes)
 {
@@ -177,6 +193,7 @@ static ort_status *attend(const kernel *of, ort_context *context, bool to_bytes)
     REQUIRE(of, segments_fit);
     void *result;
     TRY(make(of, context, 0, &in[QUERY], &result));
+    TRY(keep(of, context, &in[KEY_VALUE], &in[KEPT_TOKENS]));
     if (to_bytes) {
         TRY(take_quantisation(of, &in[ATTENTION_GAIN], &in[ATTENTION_ZERO_POINT], hidden, &all.task.quantisation));
         REQUIRE(of, all.task.longest_shared + all.task.longest_own <= CAPPY_MOST_SEEN);
@@ -431,13 +448,18 @@ static ort_status *create(const ort_operator *one, const ort_api *api, const ort
         .compute = run,                                                                                                \
     }
 
-#define ATTENTION_TYPES ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_INT64
+#define ATTENTION_TYPES ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_INT64, ORT_INT64
 
 #define LINEAR_TYPES ORT_UINT8, ORT_INT8, ORT_FLOAT, ORT_INT32
 
 static const operator OPERATORS[] = {
-    {BASE(attend_to_numbers), "Attention", {ATTENTION_TYPES}, {ORT_FLOAT}, 5, 1},
-    {BASE(attend_to_bytes), "AttentionToBytes", {ATTENTION_TYPES, ORT_FLOAT, ORT_UINT8}, {ORT_UINT8}, 7, 1},
+    {BASE(attend_to_numbers), "Attention", {ATTENTION_TYPES}, {ORT_FLOAT, ORT_FLOAT}, ATTENTION_GAIN, 2},
+    {BASE(attend_to_bytes),
+     "AttentionToBytes",
+     {ATTENTION_TYPES, ORT_FLOAT, ORT_UINT8},
+     {ORT_UINT8, ORT_FLOAT},
+     ATTENTION_INPUTS,
+     2},
     {BASE(norm_to_bytes),
      "AddNormToBytes",
      {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_UINT8},

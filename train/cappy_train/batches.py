@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import random
 from array import array
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cappy_lite.packing import PackedRow, pack
-from cappy_lite.tokens import TextEncoder
+from cappy_lite.tokens import TextEncoder, read_tokenizer
 from cappy_train.network import ScorerNetwork
-from cappy_train.regression import MAX_RESPONSES, Example
 
 T = TypeVar("T")
 
 # Rows are padded to a multiple of this: few shapes, and little padding.
 LENGTH_STEP = 32
+# So are a row's places for candidates.
+PLACES_STEP = 8
+# So many texts are encoded at a time: the tokenizer's own results take more memory than ids do.
+ENCODED_TEXTS = 4096
 # A training row ends here; responses beyond are left out of it.
 ROW_TOKENS = 640
 # Tokens of a batch when scoring.
@@ -45,12 +47,25 @@ class Batch:
     score_positions: Tensor
     labels: Tensor
 
-    def logits(self, network: ScorerNetwork) -> Tensor:
-        """(B, K) logits; meaningless in places without a candidate."""
+    def to(self, device: torch.device) -> Batch:
+        """The batch in a device's memory."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def logits(self, network: nn.Module) -> Tensor:
+        """(B, K) logits of a ScorerNetwork, or of what wraps one; meaningless in places without a candidate."""
         flat = network(
             self.input_ids, self.position_ids, self.token_type_ids, self.segment_ids, self.score_positions.flatten()
         )
         return flat.view(self.labels.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRow:
+    """An instruction, and responses with their labels (0..1)."""
+
+    instruction: str
+    responses: tuple[str, ...]
+    labels: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +84,7 @@ class Packer:
 
     def __init__(self, tokenizer_file: Path) -> None:
         self._encoder = TextEncoder(tokenizer_file, cls_token="[CLS]", sep_token="[SEP]")
+        self._tokenizer = read_tokenizer(tokenizer_file)
         self.cls_id = self._encoder.cls_id
         self.sep_id = self._encoder.sep_id
 
@@ -88,26 +104,38 @@ class Packer:
             row_tokens=ROW_TOKENS,
         )
 
-    def token_rows(
-        self, examples: Iterable[Example], *, short: int, long: int, long_share: float, seed: int
-    ) -> list[TokenRow]:
-        """A row an example: a share of them reads up to `long` tokens a pair, the others up to `short`."""
-        rng = random.Random(f"{seed}:lengths")
-        rows = []
-        for example in examples:
-            instruction = self.encode(example.instruction)
-            responses = tuple(self.encode(response) for response in example.responses)
-            max_tokens = long if rng.random() < long_share else short
-            length = len(next(self.pack(instruction, responses, max_tokens)).input_ids)
-            rows.append(TokenRow(instruction, responses, example.labels, max_tokens, length))
-        return rows
+    def token_rows(self, rows: Sequence[LabelledRow], max_tokens: Sequence[int]) -> list[TokenRow]:
+        """The rows' token ids; `max_tokens` has for each row how many tokens a pair of it may have.
+
+        Texts are encoded together, on several threads, without holding up others.
+        """
+        texts = [text for row in rows for text in (row.instruction, *row.responses)]
+        ids = (
+            array("i", encoding.ids)
+            for part in _chunks(texts, ENCODED_TEXTS)
+            for encoding in self._tokenizer.encode_batch_fast(part, add_special_tokens=False)
+        )
+        token_rows = []
+        for row, limit in zip(rows, max_tokens, strict=True):
+            instruction, *responses = islice(ids, 1 + len(row.responses))
+            length = len(self._training_row(instruction, responses, limit).input_ids)
+            token_rows.append(TokenRow(instruction, tuple(responses), row.labels, limit, length))
+        return token_rows
+
+    def _training_row(
+        self, instruction: Sequence[int], responses: Sequence[Sequence[int]], max_tokens: int
+    ) -> PackedRow:
+        """The one row of several that has the first response; the others are left out."""
+        rows = self.pack(instruction, responses, max_tokens)
+        return next(row for row in rows if 0 in row.candidate_indices)
 
     def batch(self, rows: Sequence[TokenRow]) -> Batch:
-        """Rows of one padded length as a batch."""
-        packed = [next(self.pack(row.instruction, row.responses, row.max_tokens)) for row in rows]
-        (length,) = {padded(row.length) for row in rows}
+        """Rows as a batch: padded to the length of the longest, and with places for the most candidates."""
+        packed = [self._training_row(row.instruction, row.responses, row.max_tokens) for row in rows]
+        length = padded(max(row.length for row in rows))
+        places = -(-max(len(first.candidate_indices) for first in packed) // PLACES_STEP) * PLACES_STEP
         labels = [np.array(row.labels)[first.candidate_indices] for row, first in zip(rows, packed, strict=True)]
-        return collate(packed, labels, length, MAX_RESPONSES)
+        return collate(packed, labels, length, places)
 
 
 def collate(rows: Sequence[PackedRow], labels: Sequence[np.ndarray], length: int, places: int) -> Batch:
@@ -139,28 +167,12 @@ def padded(length: int) -> int:
     return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
-def plan(rows: Sequence[TokenRow], tokens: int, *, seed: int) -> list[list[int]]:
-    """One epoch: batches of row numbers, each of one padded length and at most `tokens` tokens, in random order.
-
-    Every batch of a length has the same number of rows, so that shapes are few; the rows left over sit this epoch out.
-    """
-    rng = random.Random(f"{seed}:plan")
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for number in rng.sample(range(len(rows)), len(rows)):
-        by_length[padded(rows[number].length)].append(number)
-    batches = []
-    for length in sorted(by_length):
-        size = max(1, tokens // length)
-        batches += [part for part in _chunks(by_length[length], size) if len(part) == size]
-    rng.shuffle(batches)
-    return batches
-
-
 @torch.inference_mode()
 def network_scores(
     network: ScorerNetwork, packer: Packer, pairs: Sequence[tuple[str, Sequence[str]]], max_tokens: int
 ) -> list[np.ndarray]:
     """Scores (float32, 0..1) of the candidates of each (instruction, candidates), in their order."""
+    device = network.word_embeddings.weight.device
     scores = [np.empty(len(candidates), dtype=np.float32) for _, candidates in pairs]
     rows: list[tuple[int, PackedRow]] = []
     for index, (instruction, candidates) in enumerate(pairs):
@@ -171,7 +183,8 @@ def network_scores(
         length = padded(max(len(row.input_ids) for _, row in part))
         places = max(len(row.score_positions) for _, row in part)
         labels = [np.zeros(len(row.score_positions)) for _, row in part]
-        values = collate([row for _, row in part], labels, length, places).logits(network).sigmoid().float().numpy()
+        batch = collate([row for _, row in part], labels, length, places).to(device)
+        values = batch.logits(network).sigmoid().float().cpu().numpy()
         for (index, row), own in zip(part, values, strict=True):
             scores[index][row.candidate_indices] = own[: len(row.candidate_indices)]
     return scores

@@ -7,15 +7,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cappy_lite.errors import CappyError, InputValueError
+
+if TYPE_CHECKING:  # it takes seconds to load
+    from cappy_train.training import Settings
 
 EXAMPLES = """\
 examples:
   cappy-train instances --data rows.csv --templates templates.tar.gz --dataset ag_news --out ag_news.jsonl.gz
   cappy-train generator --data instances.jsonl.gz --out runs/generator
-  cappy-train pretrain --data data --out runs/mini
-  cappy-train export --run runs/mini --data data --out models/mini --base-model MiniLM-L6-H384 --licence Apache-2.0
+  cappy-train annotate --data ag_news.jsonl.gz --out pairs
+  cappy-train pretrain --data pairs --dev dev.jsonl.gz --out runs/mini
+  cappy-train export --run runs/mini --dev dev.jsonl.gz --out models/mini --base-model MiniLM-L6-H384 --licence MIT
   cappy-train import checkpoints/cappy-large --out models/cappy-large --quantise
 """
 
@@ -28,6 +33,19 @@ ANNOTATE_EXAMPLES = """\
 examples:
   cappy-train annotate --data sampled.jsonl.gz --out pairs
   cappy-train annotate --data 'sampled/*.parquet' more.jsonl --split train --out pairs
+"""
+
+EVALUATE_DESCRIPTION = """\
+Evaluates model folders on instances: picks among choices, among recorded candidates, or of a reference among other
+instances' references, beside single systems, self-scores, consensus, simple rules, random and oracle, with intervals;
+best-of-n curves, calibration and task by task. Writes report.json, report.md and report.html, a page with plots that
+needs nothing else."""
+
+EVALUATE_EXAMPLES = """\
+examples:
+  cappy-train evaluate --model cappy-mini --data t0_heldout.jsonl.gz --out reports/t0
+  cappy-train evaluate --model models/mine --data sampled --split dev --out reports/mine
+  cappy-train evaluate --model cappy-mini models/adapted --data sampled/*.parquet --out reports/before-and-after
 """
 
 IMPORT_DESCRIPTION = """\
@@ -73,6 +91,29 @@ examples:
 """
 
 
+DISTRACTORS_DESCRIPTION = """\
+Gives instances candidates without a language model, which annotate then labels: answers of similar and of other
+instances, spans of the instruction, damaged references, and texts that are no answers. Instances of split train get
+them after those that they have; others pass as they are."""
+
+DISTRACTORS_EXAMPLES = """\
+examples:
+  cappy-train distractors --data 'instances/*.parquet' --out distractors.parquet
+  cappy-train distractors --default-data data --out default.parquet   # what the default model is trained on
+"""
+
+PRETRAIN_DESCRIPTION = """\
+Trains a scorer on the labelled pairs that annotate wrote, from a BERT checkpoint. The same command goes on where it was
+killed, to the same weights. On several devices: accelerate launch -m cappy_train.cli pretrain ..., or torchrun."""
+
+PRETRAIN_EXAMPLES = """\
+examples:
+  cappy-train pretrain --data pairs --dev instances.parquet --out runs/mine
+  cappy-train pretrain --data pairs --out runs/paper --losses squared=1 --epochs 2
+  accelerate launch --num_processes 8 -m cappy_train.cli pretrain --data pairs --out runs/mine --batches-per-step 16
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 1 after an error, or 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
@@ -99,27 +140,25 @@ def _parser() -> argparse.ArgumentParser:
     _add_annotate(stages)
     _add_generator(stages)
 
-    pretrain = stages.add_parser("pretrain", help="train a scorer on regression data; goes on where a run was killed")
-    pretrain.add_argument("--data", type=Path, required=True, help="folder with the training files")
-    pretrain.add_argument("--out", type=Path, required=True, help="folder of the run")
-    pretrain.add_argument(
-        "--base",
-        type=Path,
-        help="folder of the BERT checkpoint to start from (default: the MiniLM of the extra [train])",
-    )
-    pretrain.add_argument("--steps", type=int, help="optimizer steps (default: one pass over the data)")
-    pretrain.add_argument("--learning-rate", type=float, help="peak learning rate")
-    pretrain.add_argument("--seed", type=int, help="of data, batches and the new head")
-    pretrain.set_defaults(run_stage=_pretrain)
+    _add_distractors(stages)
+    _add_pretrain(stages)
 
     export = stages.add_parser("export", help="make a model folder from a run, quantised and checked")
     export.add_argument("--run", type=Path, required=True, help="folder of the training run")
-    export.add_argument("--data", type=Path, required=True, help="folder with the training files: dev splits calibrate")
+    export.add_argument(
+        "--dev",
+        nargs="+",
+        required=True,
+        metavar="IN",
+        help="files of instances, whose split dev calibrates and proves",
+    )
     export.add_argument("--out", type=Path, required=True, help="the model folder to write")
     export.add_argument("--base-model", required=True, help="what the run started from, for config and model card")
     export.add_argument("--licence", required=True, help="licence of the model, such as Apache-2.0")
     export.add_argument("--name", help="name of the model (default: the name of --out)")
     export.set_defaults(run_stage=_export)
+
+    _add_evaluate(stages)
 
     joint = stages.add_parser(
         "import",
@@ -316,14 +355,169 @@ def _generator(arguments: argparse.Namespace) -> None:
     train_generator(arguments.data, arguments.base or packaged_minilm(), arguments.out, settings)
 
 
+def _add_distractors(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "distractors",
+        help="give instances candidates without a language model: neighbours' answers, damaged references, ...",
+        description=DISTRACTORS_DESCRIPTION,
+        epilog=DISTRACTORS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", nargs="+", metavar="IN", help="files of instances, or patterns (quoted)")
+    source.add_argument(
+        "--default-data",
+        type=Path,
+        metavar="FOLDER",
+        help="choose the default model's instances from the files of a folder, dev ones too",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the file to write: .jsonl, .jsonl.gz or .parquet"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
+    parser.set_defaults(run_stage=_distractors)
+
+
+def _distractors(arguments: argparse.Namespace) -> None:
+    from cappy_train.distractors import write_default_data, write_distractors
+
+    if arguments.default_data is not None:
+        count = write_default_data(arguments.default_data, arguments.out, seed=arguments.seed)
+    else:
+        count = write_distractors(arguments.data, arguments.out, seed=arguments.seed)
+    print(f"{arguments.out}: {count:,} instances", file=sys.stderr)
+
+
+def _add_pretrain(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "pretrain",
+        help="train a scorer on labelled pairs; goes on where a run was killed",
+        description=PRETRAIN_DESCRIPTION,
+        epilog=PRETRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="PAIRS", help="folder that annotate wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--dev", nargs="+", metavar="IN", help="files of instances, whose split dev is evaluated on")
+    parser.add_argument(
+        "--base",
+        help="BERT checkpoint to start from: a folder, or hub:owner/name (default: MiniLM-L6-H384, which the extra "
+        "[train] has)",
+    )
+    add_settings(parser)
+    parser.set_defaults(run_stage=_pretrain)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The options of every stage that trains; what isn't given is as `training.Settings` has it."""
+    group = parser.add_argument_group("training (docs/training.md has the defaults)")
+    numbers: dict[str, tuple[type, str]] = {
+        "seed": (int, "of the order of the data, of what is drawn from it, and of a new head"),
+        "epochs": (float, "passes over the data"),
+        "steps": (int, "optimizer steps, instead of --epochs"),
+        "batch-tokens": (int, "tokens of a batch, padding included"),
+        "batches-per-step": (int, "batches whose gradients make one step, over all processes"),
+        "responses": (int, "the most responses that an instruction keeps in a pass"),
+        "short": (int, "tokens of most instructions with a response; what is longer is cut"),
+        "long": (int, "the same of the others"),
+        "long-share": (float, "the share of the others"),
+        "temperature": (float, "of the listwise loss' target"),
+        "learning-rate": (float, "peak learning rate"),
+        "warmup": (float, "share of the run until the peak"),
+        "weight-decay": (float, "AdamW's"),
+        "layer-decay": (float, "a layer's learning rate as a share of the next one's"),
+        "average": (float, "what a moving average of the weights keeps each step; 0: no average"),
+        "checkpoint-every": (int, "steps between checkpoints"),
+        "evaluate-every": (int, "steps between evaluations"),
+        "patience": (int, "stop after so many evaluations without a better one, and take the best"),
+    }
+    for name, (kind, text) in numbers.items():
+        group.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=text)
+    group.add_argument(
+        "--losses",
+        nargs="+",
+        metavar="NAME=WEIGHT",
+        help="what is made small: squared, cross_entropy, listwise, pairwise (default: cross_entropy=1 listwise=1)",
+    )
+    group.add_argument("--precision", choices=["bfloat16", "float32"], help="what the encoder computes in")
+    group.add_argument(
+        "--recompute", action="store_true", default=None, help="less memory, a third slower: keep no states"
+    )
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings that `add_settings` read."""
+    from cappy_train.training import Settings
+
+    given = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
+    if given["losses"] is not None:
+        given["losses"] = dict(_weight(text) for text in given["losses"])
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.partition("=")
+    try:
+        return name, float(weight or 1)
+    except ValueError:
+        raise InputValueError(f"--losses {text}: give a name, or name=weight, such as squared=0.5") from None
+
+
+def _add_evaluate(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "evaluate",
+        help="report how good a model's picks are, beside single systems and simple rules",
+        description=EVALUATE_DESCRIPTION,
+        epilog=EVALUATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME|FOLDER",
+        help="shipped models' names or model folders",
+    )
+    parser.add_argument("--data", nargs="+", required=True, metavar="INSTANCES", help="files, folders of shards, globs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the report; a new one")
+    parser.add_argument(
+        "--split", choices=["train", "dev", "test"], default="test", help="evaluate this split (default: %(default)s)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N questions a table, spread over tasks")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of distractors and of the bootstrap (default: %(default)s)"
+    )
+    parser.set_defaults(run_stage=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from cappy_train.evaluation import evaluate
+    from cappy_train.report import averages
+
+    report = evaluate(
+        arguments.model,
+        arguments.data,
+        arguments.out,
+        split=arguments.split,
+        limit=arguments.limit,
+        seed=arguments.seed,
+    )
+    print(averages(report))
+    print(f"{arguments.out / 'report.html'} has the rest", file=sys.stderr)
+
+
 def _pretrain(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds to load, and --help needs none of it.
-    from cappy_train.network import packaged_minilm
-    from cappy_train.pretrain import Settings, pretrain
+    from cappy_train.pretrain import PACKAGED, pretrain
 
-    given = {field.name: getattr(arguments, field.name, None) for field in fields(Settings)}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    pretrain(arguments.data, arguments.base or packaged_minilm(), arguments.out, settings)
+    pretrain(
+        arguments.data,
+        arguments.out,
+        dev=arguments.dev,
+        base=arguments.base or PACKAGED,
+        settings=settings_of(arguments),
+    )
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -331,7 +525,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
     export(
         arguments.run,
-        arguments.data,
+        arguments.dev,
         arguments.out,
         name=arguments.name or arguments.out.resolve().name,
         base_model=arguments.base_model,

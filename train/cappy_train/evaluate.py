@@ -10,29 +10,28 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from cappy_lite.errors import InputValueError
 from cappy_lite.rouge import rouge_l_pairs
-from cappy_train.instances import Instance, read_instances
+from cappy_train.files import Source
+from cappy_train.instances import Candidate, Instance, read_instances
 from cappy_train.neighbours import dice_similarity, normal, rouge_words, varying_parts
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 # Scores for (instruction, candidates) pairs, one array a pair in their order; higher is better.
 ScoreFunction = Callable[[list[tuple[str, tuple[str, ...]]]], Sequence[npt.ArrayLike]]
 
 SIMILAR = 4
 RESAMPLES = 2000
-# Their source holds the first 200 examples of each data set, and those have one label, or almost (wiki_qa, qasc's
-# yes/no form), so that a constant answer is right: accuracy there tells nothing of a scorer.
-ONE_SIDED = frozenset({"ag_news", "dbpedia_14", "imdb", "rotten_tomatoes", "wiki_qa", "qasc is_correct"})
-# Longer instructions are left out of the development sets to keep an evaluation short.
-DEV_INSTRUCTION_CHARACTERS = 4000
+DEV_QUESTIONS = 1200
+# Draws of groups that are held at a time: 64 MB.
+DRAWS = 1 << 23
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +41,8 @@ class Question:
     gains: (n,) float64, 0..1; what picking each candidate is worth.
     group: the underlying example; questions of one group are not independent and are resampled together.
     kind: "choice" or "generation".
+    recorded: of a question over recorded responses these, with their sources, in the instance's order and with
+        repetitions; their distinct texts are the candidates. Else empty.
     """
 
     task: str
@@ -51,6 +52,24 @@ class Question:
     gains: FloatArray
     group: str
     kind: str
+    recorded: tuple[Candidate, ...] = ()
+
+
+def questions(instances: Iterable[Instance], *, seed: int = 0) -> list[Question]:
+    """A question for every instance that one can be made of: over its choices, else its candidates, else distractors.
+
+    `choice_questions` of the instances with choices; then `candidate_questions` of those with recorded candidates and
+    without choices; then `distractor_questions` of all others, with `seed`. Each part is ordered as its function does.
+    """
+    kinds: dict[str, list[Instance]] = {"choices": [], "candidates": [], "neither": []}
+    for instance in instances:
+        has_choices, has_candidates = instance.choices is not None, bool(instance.candidates)
+        kinds["choices" if has_choices else "candidates" if has_candidates else "neither"].append(instance)
+    return [
+        *choice_questions(kinds["choices"]),
+        *candidate_questions(kinds["candidates"]),
+        *distractor_questions(kinds["neither"], seed=seed),
+    ]
 
 
 def choice_questions(instances: Iterable[Instance]) -> list[Question]:
@@ -67,6 +86,33 @@ def choice_questions(instances: Iterable[Instance]) -> list[Question]:
         )
         for instance in instances
         if instance.choices is not None
+    ]
+
+
+def candidate_questions(instances: Iterable[Instance]) -> list[Question]:
+    """A question for every instance with recorded candidates: their distinct texts, in the order of the instance.
+
+    A candidate gains 1 if it is a reference but for case and spaces. Any other one gains 0 where the instance has
+    choices (an exact match), else its best Porter-stemmed Rouge-L F-measure over the references, as in `annotate`.
+    """
+    asked = [(instance, _distinct_texts(instance)) for instance in instances if instance.candidates]
+    gains = _rouge_gains(asked)
+    for (instance, texts), gain in zip(asked, gains, strict=True):
+        right = {normal(reference) for reference in instance.references}
+        exact = np.array([normal(text) in right for text in texts])
+        gain[:] = np.where(exact, 1.0, 0.0 if instance.choices is not None else gain)
+    return [
+        Question(
+            task=instance.task,
+            template=instance.template,
+            instruction=instance.instruction,
+            candidates=texts,
+            gains=gain,
+            group=_group(instance),
+            kind="generation",
+            recorded=instance.candidates,
+        )
+        for (instance, texts), gain in zip(asked, gains, strict=True)
     ]
 
 
@@ -97,12 +143,9 @@ def distractor_questions(instances: Iterable[Instance], *, distractors: int = 7,
             _take(taken, instance, (pool[other] for other in rng.permutation(len(pool))), 1 + distractors)
             if len(taken) > 1 and rouge_words(instance.references[0]):
                 asked.append((instance, tuple(taken[position] for position in rng.permutation(len(taken)))))
-    pairs = [(text, list(instance.references)) for instance, texts in asked for text in texts]
-    gains = rouge_l_pairs([text for text, _ in pairs], [references for _, references in pairs], stem=True)[:, 2]
-    by_question = np.split(gains, np.cumsum([len(texts) for _, texts in asked]))[:-1]
     return [
         Question(instance.task, instance.template, instance.instruction, texts, gain, _group(instance), "generation")
-        for (instance, texts), gain in zip(asked, by_question, strict=True)
+        for (instance, texts), gain in zip(asked, _rouge_gains(asked), strict=True)
     ]
 
 
@@ -112,24 +155,43 @@ def picked_gains(questions: Sequence[Question], score: ScoreFunction) -> FloatAr
     Raises:
         InputValueError: the scores don't fit the candidates, or are not finite.
     """
+    scored = checked_scores(questions, score)
+    return np.array([question.gains[scores.argmax()] for question, scores in zip(questions, scored, strict=True)])
+
+
+def checked_scores(questions: Sequence[Question], score: ScoreFunction) -> list[FloatArray]:
+    """For each question (candidates,) float64, the scores of its candidates.
+
+    Raises:
+        InputValueError: the scores don't fit the candidates, or are not finite.
+    """
     scored = score([(question.instruction, question.candidates) for question in questions])
     if len(scored) != len(questions):
         raise InputValueError(f"score gave {len(scored)} arrays for {len(questions)} questions: give one a question")
-    picked = np.empty(len(questions))
-    for index, (question, scores) in enumerate(zip(questions, scored, strict=True)):
-        values = np.asarray(scores, dtype=np.float64)
+    checked = [np.asarray(scores, dtype=np.float64) for scores in scored]
+    for question, values in zip(questions, checked, strict=True):
         if values.shape != question.gains.shape or not np.isfinite(values).all():
             raise InputValueError(
                 f"score gave {values} for {len(question.candidates)} candidates of {question.group}: "
                 "give one finite number a candidate"
             )
-        picked[index] = question.gains[values.argmax()]
-    return picked
+    return checked
+
+
+def recorded_gains(question: Question) -> FloatArray:
+    """(n,) float64: the gain of each recorded response, repetitions included; without any, of each candidate."""
+    return question.gains[recorded_places(question)] if question.recorded else question.gains
+
+
+def recorded_places(question: Question) -> npt.NDArray[np.intp]:
+    """For each recorded response the place of its text among the candidates."""
+    places = {text: place for place, text in enumerate(question.candidates)}
+    return np.array([places[response.text] for response in question.recorded], dtype=np.intp)
 
 
 def random_gains(questions: Sequence[Question]) -> FloatArray:
-    """(n,) float64: the expected gain of a pick at random."""
-    return np.array([question.gains.mean() for question in questions])
+    """(n,) float64: the expected gain of a pick at random; a response recorded twice is twice as likely."""
+    return np.array([recorded_gains(question).mean() for question in questions])
 
 
 def oracle_gains(questions: Sequence[Question]) -> FloatArray:
@@ -149,11 +211,6 @@ def majority_gains(questions: Sequence[Question]) -> FloatArray:
         right[question.task, question.template][: len(question.gains)] += question.gains
     places = [right[question.task, question.template][: len(question.gains)].argmax() for question in questions]
     return np.array([question.gains[place] for question, place in zip(questions, places, strict=True)])
-
-
-def longest(pairs: list[tuple[str, tuple[str, ...]]]) -> list[FloatArray]:
-    """Scores that pick the candidate with the most characters."""
-    return [np.array([len(text) for text in candidates], dtype=np.float64) for _, candidates in pairs]
 
 
 def distance_closed(picked: npt.ArrayLike, random: npt.ArrayLike, oracle: npt.ArrayLike) -> FloatArray:
@@ -181,64 +238,80 @@ def bootstrap(
     A mean over a template's questions is taken to first order: each question adds its weighted deviation from its
     template's mean as often as its group is drawn. That stays defined where a draw misses a template.
     """
-    rng = np.random.default_rng(seed)
-    task_of, template_of, weights = _weights(questions)
-    means = task_means(questions, gains)
+    _, template_of, weights = _weights(questions)
     sizes = np.bincount(template_of)
     template_means = np.stack([np.bincount(template_of, row) / sizes for row in gains])
     deviations = (gains - template_means[:, template_of]) * weights
+    return task_means(questions, gains) + resampled_sums(questions, deviations, seed=seed, resamples=resamples)
+
+
+def resampled_sums(
+    questions: Sequence[Question], values: FloatArray, *, seed: int = 0, resamples: int = RESAMPLES
+) -> FloatArray:
+    """Sums over resampled questions of each task, as (resamples, rows, tasks) float64; values: (rows, n) float64.
+
+    Groups are drawn with replacement within each task, as many as it has, all rows on the same draws.
+    """
+    rng = np.random.default_rng(seed)
+    task_of = _weights(questions)[0]
     groups = np.array([question.group for question in questions])
-    samples = np.empty((resamples, len(gains), means.shape[-1]))
-    for task in range(means.shape[-1]):
+    samples = np.empty((resamples, len(values), task_of.max() + 1))
+    for task in range(samples.shape[-1]):
         members = task_of == task
         group_of = np.unique(groups[members], return_inverse=True)[1]
-        by_group = np.stack([np.bincount(group_of, row) for row in deviations[:, members]], axis=1)
+        by_group = np.stack([np.bincount(group_of, row) for row in values[:, members]], axis=1)
         count = len(by_group)
-        draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
-        samples[:, :, task] = means[:, task] + draws @ by_group
+        step = max(DRAWS // count, 1)
+        for start in range(0, resamples, step):
+            part = samples[start : start + step, :, task]
+            part[:] = rng.multinomial(count, np.full(count, 1 / count), size=len(part)) @ by_group
     return samples
 
 
-def dev_questions(data: Path, *, limit: int | None = None) -> dict[str, list[Question]]:
-    """Questions for choosing between training runs, from dev splits in the folder `data`; at most `limit` of each set.
+def estimate(samples: FloatArray) -> dict[str, float]:
+    """{value, low, high} of a figure and of its resamples, (1 + resamples,): the 95 % interval of their percentiles."""
+    figures = samples[0], *np.percentile(samples[1:], [2.5, 97.5])
+    # + 0, so that there is no -0.0.
+    return {name: round(float(figure), 5) + 0 for name, figure in zip(("value", "low", "high"), figures, strict=True)}
 
-    superni: distractor questions of superni_train, 1,200.
-    t0_choice: choices of t0_train, 1,200, without the sets in ONE_SIDED.
-    t0_generation: distractor questions of t0_train's open generation, 600.
-    Samples are fixed, spread evenly over tasks, and a smaller one is part of a larger one.
+
+def dev_questions(source: Source) -> list[Question]:
+    """Questions of the instances of split dev in files, by which training runs are compared and exports checked.
+
+    At most DEV_QUESTIONS of each kind, which keeps an evaluation short: evenly over tasks, the same in each run.
+
+    Raises:
+        InputValueError: there are none.
     """
-    superni = read_instances(data / "superni_train.jsonl.gz", split="dev")
-    t0 = [
-        instance
-        for instance in read_instances(data / "t0_train.jsonl.gz", split="dev")
-        if len(instance.instruction) <= DEV_INSTRUCTION_CHARACTERS
-    ]
-    two_sided = [instance for instance in t0 if not _one_sided(instance)]
-    open_ended = [instance for instance in t0 if instance.choices is None]
-    sets = {
-        "superni": (distractor_questions(superni), 1200),
-        "t0_choice": (choice_questions(two_sided), 1200),
-        "t0_generation": (distractor_questions(open_ended), 600),
-    }
-    return {
-        name: sample_evenly(questions, count if limit is None else min(count, limit))
-        for name, (questions, count) in sets.items()
-    }
+    asked = questions(read_instances(source, split="dev"))
+    if not asked:
+        raise InputValueError(f"{source}: no question can be made of it: give instances whose split is dev")
+    by_kind = ([question for question in asked if question.kind == kind] for kind in ("choice", "generation"))
+    return [question for members in by_kind for question in sample_evenly(members, DEV_QUESTIONS)]
 
 
-def evaluate_dev(sets: Mapping[str, Sequence[Question]], score: ScoreFunction) -> dict[str, float]:
-    """The few numbers that training follows, over `dev_questions`' sets: accuracy on choices, else distance closed."""
-    numbers: dict[str, float] = {}
-    for name, questions in sets.items():
-        picked, random, oracle = (
-            float(task_means(questions, gains).mean())
-            for gains in (picked_gains(questions, score), random_gains(questions), oracle_gains(questions))
+def dev_figures(questions: Sequence[Question], score: ScoreFunction) -> dict[str, float]:
+    """The few numbers that training follows.
+
+    dev_gain: what a pick is worth, averaged over tasks; the higher the better.
+    choice_dev_accuracy, and beside it choice_dev_random and choice_dev_majority: of the questions of that kind.
+    generation_dev_closed: how far the picks come from random ones (0) to the best (1).
+    """
+    picked = picked_gains(questions, score)
+    numbers = {"dev_gain": float(task_means(questions, picked).mean())}
+    for kind in ("choice", "generation"):
+        members = [index for index, question in enumerate(questions) if question.kind == kind]
+        if not members:
+            continue
+        own = [questions[index] for index in members]
+        gain, random, oracle, majority = (
+            float(task_means(own, gains).mean())
+            for gains in (picked[members], random_gains(own), oracle_gains(own), majority_gains(own))
         )
-        if questions[0].kind == "choice":
-            majority = float(task_means(questions, majority_gains(questions)).mean())
-            numbers |= {f"{name}_dev_accuracy": picked, f"{name}_dev_random": random, f"{name}_dev_majority": majority}
+        if kind == "choice":
+            numbers |= {"choice_dev_accuracy": gain, "choice_dev_random": random, "choice_dev_majority": majority}
         else:
-            numbers[f"{name}_dev_closed"] = float(distance_closed(picked, random, oracle))
+            numbers["generation_dev_closed"] = float(distance_closed(gain, random, oracle))
     return numbers
 
 
@@ -267,15 +340,22 @@ def _weights(questions: Sequence[Question]) -> tuple[npt.NDArray[np.intp], npt.N
     return task_of, template_of, 1 / (sizes[template_of] * templates[task_of])
 
 
+def _rouge_gains(asked: Sequence[tuple[Instance, tuple[str, ...]]]) -> list[FloatArray]:
+    """For each instance the best stemmed Rouge-L F-measure of each of its texts over its references."""
+    predictions = [text for _, texts in asked for text in texts]
+    references = [instance.references for instance, texts in asked for _ in texts]
+    gains = rouge_l_pairs(predictions, references, stem=True)[:, 2]
+    return np.split(gains, np.cumsum([len(texts) for _, texts in asked]))[:-1]
+
+
+def _distinct_texts(instance: Instance) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(candidate.text for candidate in instance.candidates))
+
+
 def _group(instance: Instance) -> str:
     """The id without the template's name where that ends it, as in ids of one example rendered by several templates."""
     slug = re.sub(r"\W+", "_", instance.template or "").strip("_")
     return instance.id.removesuffix(f":{slug}")
-
-
-def _one_sided(instance: Instance) -> bool:
-    form = (instance.template or "").rsplit("_", 1)[0]
-    return instance.task in ONE_SIDED or f"{instance.task} {form}" in ONE_SIDED
 
 
 def _take(taken: list[str], instance: Instance, others: Iterable[Instance], count: int) -> None:

@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,10 +23,11 @@ from cappy_lite.session import Session, available_cpus
 from cappy_train.batches import Packer, network_scores
 from cappy_train.card import model_card
 from cappy_train.evaluate import Question, dev_questions
+from cappy_train.files import Source, folder_written_whole
 from cappy_train.graph import graph_weights, packed_graph
 from cappy_train.graph_builder import save_graph
-from cappy_train.pretrain import LOG, trained_network
 from cappy_train.quantise import observe, quantise
+from cappy_train.training import LOG, trained_network
 
 FLOAT_GRAPH_FILE = "model.fp32.onnx"
 # Where a graph's weights are that don't lie in the graph's own file.
@@ -67,21 +67,21 @@ MAX_QUANTISED_DIFFERENCE = 0.015
 MIN_SAME_PICK = 0.97
 
 
-def export(run: Path, data: Path, out: Path, *, name: str, base_model: str, licence: str) -> None:
+def export(run: Path, dev: Source, out: Path, *, name: str, base_model: str, licence: str) -> None:
     """Makes the model folder `out` from a run's last checkpoint, whole or not at all.
 
     Beside the files of the model lies its float32 twin, which the model doesn't need (model.fp32.onnx).
 
     Args:
         run: folder of a training run.
-        data: folder with the training files; their dev splits calibrate the quantisation and prove it.
+        dev: files of instances, whose split dev calibrates the quantisation and proves it.
         out: the folder to make; it must not exist.
         name: the model's name.
         base_model: what the run started from, in words.
         licence: under what terms the model is passed on.
 
     Raises:
-        InputValueError: `out` exists, or a file of `run` or `data` is missing or damaged.
+        InputValueError: `out` exists, or a file of `run` or `dev` is missing or damaged.
         ModelError: the graph or its quantisation doesn't agree with the network as `check_parity` demands.
     """
     if out.exists():
@@ -90,10 +90,10 @@ def export(run: Path, data: Path, out: Path, *, name: str, base_model: str, lice
     training = training_figures(run)
     packer = Packer(run / TOKENIZER_FILE)
     max_tokens = network.config.positions
-    questions = [question for members in dev_questions(data).values() for question in members]
+    questions = dev_questions(dev)
     calibrating = questions[::CALIBRATION_STEP]
     checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
-    with whole_or_not_at_all(out) as folder:
+    with folder_written_whole(out) as folder:
         weights = graph_weights(network)
         onnx.save(packed_graph(weights), folder / FLOAT_GRAPH_FILE)
         rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
@@ -203,19 +203,6 @@ def training_figures(run: Path) -> dict[str, float]:
     for line in path.read_text(encoding="utf-8").splitlines():
         last |= json.loads(line)
     return {"steps": last["step"]} | {key: value for key, value in last.items() if key == "loss" or "_dev_" in key}
-
-
-@contextmanager
-def whole_or_not_at_all(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` at the end, and vanishes after an error."""
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by an export that was killed
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _margin(scores: FloatArray) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,8 +18,11 @@ Source = str | Path | Sequence[str | Path]
 def find_files(source: Source) -> list[Path]:
     """The files that a path, a pattern or several name: each once, those of a pattern in the order of their names.
 
+    A folder of shards (see `cappy_train.shards`) is named as a path too, and stands for its shards in their order.
+
     Raises:
-        InputValueError: a name stands for no file, or for a folder.
+        InputValueError: a name stands for no file, for a folder of shards that is unfinished, damaged or empty, or for
+            another folder.
     """
     names = [source] if isinstance(source, (str, Path)) else source
     found = {path: None for name in names for path in _matches(str(name))}
@@ -30,6 +34,13 @@ def find_files(source: Source) -> list[Path]:
 def _matches(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
+        # Imported here: pyarrow takes a moment to load.
+        from cappy_train.shards import MANIFEST, UNFINISHED, Shards
+
+        if (path / MANIFEST).exists() or (path / UNFINISHED).exists():
+            if shards := Shards(path).paths():
+                return shards
+            raise InputValueError(f"{path} has no shards, since what it was made from was empty: leave it out")
         raise InputValueError(f"{path} is a folder: name its files, for example by the pattern '{path / '*.jsonl.gz'}'")
     if path.exists():
         return [path]
@@ -66,6 +77,28 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends well, and goes away when it doesn't.
+
+    Raises:
+        InputValueError: `out` exists, or can't be written; the disk may be full.
+    """
+    if out.exists():
+        raise InputValueError(f"{out} exists: give --out a new folder")
+    partial = out.with_name(out.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(out)
+        _sync_folder(out.parent)
+    except OSError as error:
+        raise InputValueError(f"{out} can't be written: {error}: make room, or give another --out") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

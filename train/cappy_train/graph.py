@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cappy_lite.session import CONTEXT, INPUTS, OUTPUT
+from cappy_lite.session import CONTEXT, INPUTS, KEPT_TOKENS, OUTPUT, kept_outputs
 from cappy_train.graph_builder import RUNTIME_DOMAIN, GraphBuilder
 from cappy_train.network import ScorerNetwork
 
@@ -120,8 +120,9 @@ def graph_weights(network: ScorerNetwork) -> GraphWeights:
 def packed_graph(weights: GraphWeights) -> onnx.ModelProto:
     """The graph over one packed row: int64 inputs as PackedRow's arrays, output `logits`, float32 (n,).
 
-    It also reads `context`, float32 (layers, kept, 2 * hidden): keys and values of an instruction that isn't in the
-    row, or none (kept = 0). They are what outputs `layers.0.key_value` and so on, (L, 2 * hidden), gave when it was.
+    It also reads `context`, float32 (layers, length, 2 * hidden): keys and values of an instruction that isn't in the
+    row, or none (length = 0). They are what outputs `layers.0.kept` and so on gave when it was: those of the row's
+    first `kept_tokens` tokens, int64 (1,), for ONNX Runtime holds an output to the end of a run even if nobody asks.
 
     Linear layers are nodes of their names: Gemms in float32, this project's own operators in 8 bits.
     """
@@ -189,11 +190,6 @@ def unpacked(weight: Int8Array) -> Int8Array:
     return weight.reshape(tiles, steps, 16, 4).transpose(1, 3, 0, 2).reshape(4 * steps, 16 * tiles)
 
 
-def kept_outputs(layers: int) -> list[str]:
-    """Names of the outputs with the keys and values of a row's tokens."""
-    return [f"layers.{number}.key_value" for number in range(layers)]
-
-
 @dataclass(frozen=True, slots=True)
 class _States:
     """A name of states as numbers, (tokens, hidden), and of the same in the 8 bits that linear layers read, or ""."""
@@ -214,10 +210,11 @@ class _Builder(GraphBuilder):
         shapes: dict[str, list[str | int]] = {name: ["tokens"] for name in INPUTS}
         shapes |= {"segments": ["segments", 4], "score_spans": ["segments", 2], "score_positions": ["candidates"]}
         inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in shapes.items()]
-        inputs.append(helper.make_tensor_value_info(CONTEXT, TensorProto.FLOAT, [self.weights.layers, "kept", width]))
+        inputs.append(helper.make_tensor_value_info(CONTEXT, TensorProto.FLOAT, [self.weights.layers, "length", width]))
+        inputs.append(helper.make_tensor_value_info(KEPT_TOKENS, TensorProto.INT64, [1]))
         outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["candidates"])]
         outputs += [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", width])
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["kept", width])
             for name in kept_outputs(self.weights.layers)
         ]
         return self.finished(inputs, outputs)
@@ -345,13 +342,14 @@ class _Builder(GraphBuilder):
         return _States("", self.node("LinearGeluToBytes", operands, name, domain=OWN_DOMAIN))
 
     def attention(self, layer: str, number: int, *, last: bool) -> _States:
-        inputs = [f"{layer}.query", f"{layer}.key_value", CONTEXT, "segments", "score_spans" if last else "spans"]
+        spans = "score_spans" if last else "spans"
+        inputs = [f"{layer}.query", f"{layer}.key_value", CONTEXT, KEPT_TOKENS, "segments", spans]
         constants = self.code_constants(f"{layer}.attention_output")
         operator = "AttentionToBytes" if constants else "Attention"
         context = self.node(
             operator,
             [*inputs, *constants],
-            f"{layer}.context",
+            *(f"{layer}.context", f"{layer}.kept"),
             domain=OWN_DOMAIN,
             heads=self.weights.heads,
             layer=number,

@@ -19,7 +19,8 @@ from cappy_train.bert_weights import bert_graph_weights, why_not_packed
 from cappy_train.calibration import Calibration, Texts, read_calibration
 from cappy_train.card import joint_card
 from cappy_train.checkpoint import Checkpoint, local_folder, open_checkpoint, quietly
-from cappy_train.export import CARD_FILE, CONFIG_FILE, seal, whole_or_not_at_all, write_json
+from cappy_train.export import CARD_FILE, CONFIG_FILE, seal, write_json
+from cappy_train.files import folder_written_whole
 from cappy_train.graph import packed_graph
 from cappy_train.graph_builder import save_graph
 from cappy_train.joint_graph import export_graph
@@ -107,7 +108,7 @@ def import_checkpoint(
             "XLM-RoBERTa): quantise it without calibrating"
         )
     max_tokens = max_tokens or min(checkpoint.max_tokens, USUAL_MAX_TOKENS)
-    with quietly(), whole_or_not_at_all(out) as folder:
+    with quietly(), folder_written_whole(out) as folder:
         checkpoint.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
         parity = _write_graph(folder, checkpoint, max_tokens, quantise=quantise, calibration=calibration)
         identity = {"name": name, "base_model": base_model, "licence": licence, "max_tokens": max_tokens}

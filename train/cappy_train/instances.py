@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,16 +21,28 @@ from cappy_train.files import Source, find_files, written_whole
 from cappy_train.foreign import from_flan, from_superni, is_flan, is_superni
 from cappy_train.records import PARQUET_ROWS, Record, import_parquet, read_records
 
+if TYPE_CHECKING:
+    import pyarrow
+
 SPLITS = ("train", "dev", "test")
 FORMATS = ("instances", "flan", "superni")
+# Keys of a candidate that are there only where they are known.
+LIKELIHOODS = ("log_likelihood", "mean_log_likelihood")
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A response that some system gave, and the system's name."""
+    """A response that some system gave, and the system's name.
+
+    log_likelihood: natural logarithm of its probability under the model that gave it, the sum over its tokens, the end
+        token included; None where it isn't known.
+    mean_log_likelihood: the mean over the same tokens.
+    """
 
     text: str
     source: str
+    log_likelihood: float | None = None
+    mean_log_likelihood: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,26 +233,43 @@ def check_output(path: Path) -> None:
 def _write_lines(file: IO[bytes] | gzip.GzipFile, instances: Iterable[Instance]) -> int:
     count = 0
     for instance in instances:
-        file.write(json.dumps(asdict(instance), ensure_ascii=False).encode() + b"\n")
+        record = asdict(instance)
+        for candidate in record["candidates"]:
+            for name in LIKELIHOODS:
+                if candidate[name] is None:
+                    del candidate[name]
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         count += 1
     return count
 
 
 def _write_parquet(path: Path, instances: Iterable[Instance]) -> int:
     parquet = import_parquet()
-    import pyarrow
-
-    text = pyarrow.string()
-    candidate = pyarrow.struct([("text", text), ("source", text)])
-    types = {"references": pyarrow.list_(text), "candidates": pyarrow.list_(candidate), "choices": pyarrow.list_(text)}
-    schema = pyarrow.schema([(field.name, types.get(field.name, text)) for field in fields(Instance)])
+    schema = arrow_schema()
     count = 0
     remaining = iter(instances)
     with parquet.ParquetWriter(path, schema, compression="zstd") as file:
-        while batch := [asdict(instance) for instance in islice(remaining, PARQUET_ROWS)]:
-            file.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+        while batch := list(islice(remaining, PARQUET_ROWS)):
+            file.write_table(arrow_table(batch))
             count += len(batch)
     return count
+
+
+def arrow_schema() -> pyarrow.Schema:
+    """The columns of instances in Parquet."""
+    import pyarrow
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    candidate = pyarrow.struct([("text", text), ("source", text), *((name, number) for name in LIKELIHOODS)])
+    types = {"references": pyarrow.list_(text), "candidates": pyarrow.list_(candidate), "choices": pyarrow.list_(text)}
+    return pyarrow.schema([(field.name, types.get(field.name, text)) for field in fields(Instance)])
+
+
+def arrow_table(instances: Iterable[Instance]) -> pyarrow.Table:
+    """A row an instance, in the columns of `arrow_schema`."""
+    import pyarrow
+
+    return pyarrow.Table.from_pylist([asdict(instance) for instance in instances], schema=arrow_schema())
 
 
 def parse_instance(record: object) -> Instance:
@@ -295,4 +325,16 @@ def _candidates(record: dict[str, object]) -> tuple[Candidate, ...]:
         for item in value
     ):
         raise InputValueError("candidates should be a list of objects, each with a text and a source")
-    return tuple(Candidate(item["text"], item["source"]) for item in value)
+    return tuple(
+        Candidate(item["text"], item["source"], *(_optional_number(item, name) for name in LIKELIHOODS))
+        for item in value
+    )
+
+
+def _optional_number(candidate: dict[str, object], key: str) -> float | None:
+    value = candidate.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise InputValueError(f"a candidate's {key} should be a number that is finite, or null")
+    return float(value)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cappy_lite.errors import InputValueError
 
@@ -34,18 +35,33 @@ class NetworkConfig:
         return asdict(self)
 
 
+class Linear(nn.Linear):
+    """Computes in its input's precision, whatever that of its weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Computes in its input's precision, whatever that of its weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
 class Layer(nn.Module):
     """One post-norm transformer layer, as in BERT (Devlin et al., 2019)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.query_key_value = nn.Linear(config.hidden, 3 * config.hidden)
-        self.attention_output = nn.Linear(config.hidden, config.hidden)
-        self.attention_norm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
-        self.intermediate = nn.Linear(config.hidden, config.feed_forward)
-        self.output = nn.Linear(config.feed_forward, config.hidden)
-        self.output_norm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
+        self.query_key_value = Linear(config.hidden, 3 * config.hidden)
+        self.attention_output = Linear(config.hidden, config.hidden)
+        self.attention_norm = LayerNorm(config.hidden, eps=config.layer_norm_eps)
+        self.intermediate = Linear(config.hidden, config.feed_forward)
+        self.output = Linear(config.feed_forward, config.hidden)
+        self.output_norm = LayerNorm(config.hidden, eps=config.layer_norm_eps)
 
     def forward(self, states: Tensor, attention_bias: Tensor) -> Tensor:
         states = self.attention_norm(states + self.attention_output(self.attend(states, attention_bias)))
@@ -66,11 +82,17 @@ class ScorerNetwork(nn.Module):
     """Packed rows in, one logit a candidate out; the score is the logit's sigmoid.
 
     Shapes: B rows of L tokens, n candidates over all rows.
+
+    precision: what the layers compute in; weights, embeddings and the head are float32 all the same, since bfloat16's
+        steps are too coarse for a logit, and for small changes of weights.
+    recompute: whether training computes a layer's states again in the backward pass, rather than keep them.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.precision = torch.float32
+        self.recompute = False
         self.word_embeddings = nn.Embedding(config.vocabulary, config.hidden)
         self.position_embeddings = nn.Embedding(config.positions, config.hidden)
         self.token_type_embeddings = nn.Embedding(2, config.hidden)
@@ -86,9 +108,10 @@ class ScorerNetwork(nn.Module):
             + self.position_embeddings(position_ids)
             + self.token_type_embeddings(token_type_ids)
         )
+        states = states.to(self.precision)
         bias = attention_bias(segment_ids, states.dtype)
         for layer in self.layers:
-            states = layer(states, bias)
+            states = checkpoint(layer, states, bias, use_reentrant=False) if self.recompute else layer(states, bias)
         return states
 
     def forward(
@@ -101,8 +124,7 @@ class ScorerNetwork(nn.Module):
     ) -> Tensor:
         """Logits, (n,), read at `score_positions`, (n,): indices into the B * L tokens laid end to end."""
         states = self.encode(input_ids, position_ids, token_type_ids, segment_ids)
-        # The head may be kept in float32 over an encoder in bfloat16, whose steps are too coarse for a logit.
-        last = states.flatten(0, 1)[score_positions].to(self.head_dense.weight.dtype)
+        last = states.flatten(0, 1)[score_positions].to(torch.float32)
         return self.head_output(torch.tanh(self.head_dense(last))).squeeze(-1)
 
 

@@ -95,6 +95,10 @@ class Shards:
     def rows(self) -> int:
         return sum(group.rows for group in self.row_groups())
 
+    def paths(self) -> list[Path]:
+        """The shards' files in order."""
+        return [self.folder / shard.name for shard in self._shards]
+
     def row_groups(self) -> list[RowGroup]:
         """All row groups in order."""
         return [

@@ -1,0 +1,89 @@
+"""The default model's instances: what is taken, and what is left out."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_training import write_tiny_data
+
+from cappy_lite.errors import InputValueError
+from cappy_train import cli
+from cappy_train.default_data import HELD_OUT, at_most, balanced, default_instances, merged, rendered_rows
+from cappy_train.instances import Instance, read_instances
+
+OPEN = Instance("o", "t", None, "say it", ("it",), (), None, "train")
+CHOICE = replace(OPEN, references=("no",), choices=("no", "yes"))
+
+
+def test_default_instances(tmp_path: Path) -> None:
+    instances = default_instances(write_tiny_data(tmp_path), seed=0)
+    train = [instance for instance in instances if instance.split == "train"]
+    tasks = Counter(instance.task for instance in train)
+    assert set(tasks) == {"put_together", "yes_no", "answer", "rotten_tomatoes", "trec", "antonyms"}
+    assert not any("NC" in (instance.licence or "") for instance in train)
+    dev = [instance for instance in instances if instance.split == "dev"]
+    assert {instance.task for instance in dev} == {"put_together", "yes_no", "answer"}
+    assert len(dev) + len(train) == len(instances)
+    assert instances == default_instances(tmp_path, seed=0)
+    assert instances != default_instances(tmp_path, seed=1)
+
+
+def test_dev_has_no_one_sided_sets_and_no_long_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_data(tmp_path)
+    monkeypatch.setattr("cappy_train.default_data.ONE_SIDED", frozenset({"yes_no"}))
+    monkeypatch.setattr("cappy_train.default_data.DEV_INSTRUCTION_CHARACTERS", 35)
+    dev = [instance for instance in default_instances(tmp_path, seed=0) if instance.split == "dev"]
+    assert {instance.task for instance in dev} == {"put_together", "answer"}
+    assert max(len(instance.instruction) for instance in dev) <= 35
+
+
+@pytest.mark.parametrize("task", ["task1344_glue_entailment_classification", "xlwic_true_or_false", "cause_and_effect"])
+def test_held_out_tasks(task: str) -> None:
+    assert HELD_OUT.search(task)
+    assert not HELD_OUT.search("sciq")
+
+
+def test_at_most_so_many_of_a_task() -> None:
+    many = [replace(OPEN, id=str(number), task="big" if number else "small") for number in range(20)]
+    kept = at_most(5, many, seed=0)
+    assert Counter(instance.task for instance in kept) == {"big": 5, "small": 1}
+    assert kept == at_most(5, many, seed=0)
+
+
+def test_rows_are_drawn_with_equal_numbers_of_each_label(tmp_path: Path) -> None:
+    instances = rendered_rows(write_tiny_data(tmp_path), "rotten_tomatoes", 10, seed=0)
+    assert Counter(instance.references for instance in instances) == {("good",): 5, ("bad",): 5}
+
+
+def test_equal_instructions_are_one_instance_with_all_references() -> None:
+    instances = merged([OPEN, replace(OPEN, references=("that", "it")), replace(OPEN, instruction="other")])
+    assert [instance.references for instance in instances] == [("it", "that"), ("it",)]
+
+
+def test_choices_are_right_about_as_often() -> None:
+    skewed = [CHOICE] * 5 + [replace(CHOICE, references=("yes",))] * 90
+    assert Counter(instance.references for instance in balanced(skewed, seed=0)) == {("no",): 5, ("yes",): 10}
+    assert balanced([CHOICE] * 5, seed=0) == []
+    own_choices = [CHOICE, replace(CHOICE, choices=("no", "maybe"))]
+    assert balanced(own_choices, seed=0) == own_choices
+    assert balanced([OPEN] * 9, seed=0) == [OPEN] * 9
+
+
+@pytest.mark.parametrize("name", ["rows_trec.jsonl.gz", "promptsource_templates.tar.gz", "t0_train.jsonl.gz"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    data = write_tiny_data(tmp_path / "data")
+    (data / name).unlink()
+    with pytest.raises(InputValueError, match=name.replace(".", r"\.")):
+        default_instances(data, seed=0)
+
+
+def test_the_file_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_tiny_data(tmp_path / "data")
+    out = tmp_path / "default.jsonl.gz"
+    assert cli.main(["distractors", "--default-data", str(data), "--out", str(out)]) == 0
+    written = list(read_instances(out))
+    assert f"{len(written)} instances" in capsys.readouterr().err
+    assert [replace(instance, candidates=()) for instance in written] == default_instances(data, seed=0)
+    assert all(bool(instance.candidates) <= (instance.split == "train") for instance in written)
+    assert sum(bool(instance.candidates) for instance in written) > len(written) / 2

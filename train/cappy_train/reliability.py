@@ -1,0 +1,124 @@
+"""What scores mean: whether they are as high as the labels on average, and whether they tell right from wrong.
+
+All figures are over the candidates of all questions, each candidate once in its question. Intervals: percentiles of a
+bootstrap over examples within tasks, as in `evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cappy_train.evaluate import BoolArray, FloatArray, Question, estimate, resampled_sums
+
+BINS = 10
+HISTOGRAM_BINS = 20
+
+
+def reliability(questions: Sequence[Question], scores: Sequence[FloatArray], *, seed: int = 0) -> dict[str, Any]:
+    """How scores relate to gains.
+
+    - bins: BINS equal parts of 0..1, each with how many scores it has and their mean and the mean gain (None if empty).
+      Scores outside 0..1, which an imported model may give, are in the first and last bin.
+    - calibration_error: the expected calibration error, the mean distance of a bin's mean gain from its mean score,
+      weighted by its number of scores (Naeini et al., 2015). Where scores are calibrated, resamples are further from it
+      than the data, so that its interval may lie above it.
+    - auc: the probability that a right candidate (of gain 1) scores higher than a wrong one, of any questions; equal
+      scores count half. None without both kinds. Its interval is of the first order, as in DeLong et al. (1988).
+    - histogram: how many right and wrong candidates are in each of HISTOGRAM_BINS equal parts of 0..1.
+    - score_length, gain_length: Spearman's rank correlations of a candidate's number of characters with its score and
+      with its gain. None where one of the two is constant.
+
+    Args:
+        questions: one at least.
+        scores: for each question (candidates,).
+
+    Returns:
+        Values for JSON; every estimate is {value, low, high}.
+    """
+    score, gain = np.concatenate(scores), np.concatenate([question.gains for question in questions])
+    length = np.array([len(text) for question in questions for text in question.candidates], dtype=np.float64)
+    right = gain >= 1
+    by_bin = np.eye(BINS)[_bins(score, BINS)].T
+    rows = [*by_bin, *by_bin * score, *by_bin * gain]
+    auc, influence = _auc(score, right)
+    lengths, score_ranks, gain_ranks = _ranks(length), _ranks(score), _ranks(gain)
+    rows += [influence, *_moments(lengths, score_ranks), *_moments(lengths, gain_ranks)]
+
+    # Sums over each question, then over all and over each resample: the data's own go first.
+    owners = np.repeat(np.arange(len(questions)), [len(own) for own in scores])
+    values: FloatArray = np.array(
+        [np.bincount(owners, row, minlength=len(questions)) for row in rows], dtype=np.float64
+    )
+    sums = np.concatenate([values.sum(axis=1)[None], resampled_sums(questions, values, seed=seed).sum(axis=2)])
+    in_bins, influences, score_moments, gain_moments = np.split(sums, [3 * BINS, 3 * BINS + 1, 3 * BINS + 6], axis=1)
+    counts, score_sums, gain_sums = np.split(in_bins, 3, axis=1)
+    return {
+        "candidates": len(score),
+        "right": int(right.sum()),
+        "bins": [
+            {
+                "from": number / BINS,
+                "to": (number + 1) / BINS,
+                "candidates": round(count),
+                "score": round(score_sum / count, 5) if count else None,
+                "gain": round(gain_sum / count, 5) if count else None,
+            }
+            for number, (count, score_sum, gain_sum) in enumerate(
+                zip(counts[0].tolist(), score_sums[0].tolist(), gain_sums[0].tolist(), strict=True)
+            )
+        ],
+        "calibration_error": estimate(np.abs(score_sums - gain_sums).sum(axis=1) / counts.sum(axis=1)),
+        "auc": None if auc is None else estimate(np.clip(auc + influences[:, 0], 0, 1)),
+        "histogram": {
+            name: np.bincount(_bins(score[some], HISTOGRAM_BINS), minlength=HISTOGRAM_BINS).tolist()
+            for name, some in {"right": right, "wrong": ~right}.items()
+        },
+        "score_length": _correlation(counts.sum(axis=1), score_moments),
+        "gain_length": _correlation(counts.sum(axis=1), gain_moments),
+    }
+
+
+def _bins(scores: FloatArray, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
+    """The number of the equal part of 0..1 that each score is in."""
+    return np.clip(np.floor(scores * count), 0, count - 1).astype(np.intp)
+
+
+def _auc(score: FloatArray, right: BoolArray) -> tuple[float | None, FloatArray]:
+    """The area under the ROC curve, and how much each candidate adds to it if it is there once more."""
+    influence = np.zeros(len(score))
+    if right.all() or not right.any():
+        return None, influence
+    rights, wrongs = np.sort(score[right]), np.sort(score[~right])
+    influence[right] = _share_below(wrongs, score[right])
+    influence[~right] = 1 - _share_below(rights, score[~right])
+    auc = float(influence[right].mean())
+    influence -= auc
+    influence[right] /= len(rights)
+    influence[~right] /= len(wrongs)
+    return auc, influence
+
+
+def _share_below(ordered: FloatArray, values: FloatArray) -> FloatArray:
+    """The share of the ordered numbers that are below each value; equal ones count half."""
+    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(ordered))
+
+
+def _ranks(values: FloatArray) -> FloatArray:
+    """Ranks, the mean of equal ones, put to -0.5..0.5."""
+    return _share_below(np.sort(values), values) - 0.5
+
+
+def _moments(a: FloatArray, b: FloatArray) -> list[FloatArray]:
+    return [a, b, a * a, b * b, a * b]
+
+
+def _correlation(counts: FloatArray, moments: FloatArray) -> dict[str, float] | None:
+    """Pearson's correlation by sums of `_moments`, (1 + resamples, 5), over `counts` candidates, (1 + resamples,)."""
+    a, b, aa, bb, ab = moments.T / counts
+    spread = np.sqrt(np.maximum(aa - a * a, 0) * np.maximum(bb - b * b, 0))
+    if spread[0] < 1e-9:
+        return None
+    return estimate(np.clip(np.divide(ab - a * b, spread, out=np.zeros_like(spread), where=spread > 0), -1, 1))

@@ -1,0 +1,240 @@
+"""What a training run reads: labelled rows in an order that follows from a seed, as batches of rows of like length.
+
+An epoch is a sequence of windows, each small enough for memory. The rows of a window are read and mixed, each keeps
+some of its responses, and all become batches in random order. All of it follows from the seed, the epoch and the
+window's number, so to go on from a place in the stream only its window is read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import random
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from cappy_lite.errors import InputValueError
+from cappy_train.annotate import REPEATED
+from cappy_train.batches import LabelledRow, Packer, TokenRow, padded
+from cappy_train.shards import MANIFEST, RowGroup, Shards, file_digest
+
+T = TypeVar("T")
+
+# Row groups that are mixed with each other: some thousand instances.
+WINDOW_GROUPS = 8
+
+
+class Rows(Protocol):
+    """Rows of training data, in windows.
+
+    fingerprint: two with the same one give the same rows.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def sizes(self, epoch: int) -> Sequence[int]:
+        """How large each window of an epoch is, in any unit; there is one at least."""
+        ...
+
+    def read(self, epoch: int, window: int) -> list[LabelledRow]:
+        """The rows of a window."""
+        ...
+
+
+class ListedRows:
+    """Rows in memory: one window."""
+
+    def __init__(self, rows: Sequence[LabelledRow]) -> None:
+        """Takes rows, one at least.
+
+        Raises:
+            InputValueError: there are none.
+        """
+        if not rows:
+            raise InputValueError("rows is empty: give one at least")
+        self._rows = list(rows)
+        self.fingerprint = hashlib.sha256(repr(self._rows).encode(errors="surrogatepass")).hexdigest()
+
+    def sizes(self, epoch: int) -> Sequence[int]:
+        return [len(self._rows)]
+
+    def read(self, epoch: int, window: int) -> list[LabelledRow]:
+        return self._rows
+
+
+class ShardRows:
+    """The pairs in a folder of shards, those of an instance as a row.
+
+    An epoch's windows are `window` row groups each, of all shards in random order.
+    """
+
+    def __init__(self, folder: Path, *, seed: int = 0, window: int = WINDOW_GROUPS) -> None:
+        """Opens a folder that `annotate` wrote.
+
+        Raises:
+            InputValueError: it isn't one, or it has no pairs.
+        """
+        self._shards = Shards(folder)
+        self._groups = [group for group in self._shards.row_groups() if group.rows]
+        if not self._groups:
+            raise InputValueError(f"{folder} has no pairs: were there instances of that split?")
+        self._seed, self._window = seed, window
+        self.fingerprint = file_digest(folder / MANIFEST)
+
+    def sizes(self, epoch: int) -> Sequence[int]:
+        return [sum(group.rows for group in window) for window in self._windows(epoch)]
+
+    def read(self, epoch: int, window: int) -> list[LabelledRow]:
+        return [row for group in self._windows(epoch)[window] for row in self._rows(group)]
+
+    def _windows(self, epoch: int) -> list[list[RowGroup]]:
+        groups = random.Random(f"{self._seed}:{epoch}:groups").sample(self._groups, len(self._groups))
+        return [groups[start : start + self._window] for start in range(0, len(groups), self._window)]
+
+    def _rows(self, group: RowGroup) -> Iterator[LabelledRow]:
+        table = self._shards.read(
+            group, columns=["instruction", "response", "score", "instance_id"], repeated=REPEATED
+        ).combine_chunks()
+        ids = table["instance_id"].combine_chunks().indices.to_numpy()
+        starts = np.flatnonzero(np.diff(ids, prepend=-1))
+        instructions = table["instruction"].take(pa.array(starts)).to_pylist()
+        responses, scores = table["response"].to_pylist(), table["score"].to_pylist()
+        for instruction, start, end in zip(instructions, starts, [*starts[1:], len(ids)], strict=True):
+            yield LabelledRow(instruction, tuple(responses[start:end]), tuple(scores[start:end]))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How rows become batches.
+
+    seed: of all that is drawn at random.
+    responses: the most that a row keeps.
+    batch_tokens: tokens of a batch, padding included; a row that alone has more is a batch.
+    short, long, long_share: bounds on the tokens of a pair, and the share of rows under the longer one.
+    """
+
+    seed: int
+    responses: int
+    batch_tokens: int
+    short: int
+    long: int
+    long_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the stream: before the batch of this number in a window of an epoch, all from 0."""
+
+    epoch: int = 0
+    window: int = 0
+    batch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBatch:
+    """The rows of a batch, the place after it, and how many epochs are read with it."""
+
+    rows: list[TokenRow]
+    after: Place
+    epochs: float
+
+
+def planned_batches(rows: Rows, packer: Packer, reading: Reading, start: Place) -> Iterator[PlannedBatch]:
+    """Batches from a place on, epoch after epoch without end."""
+    for epoch in count(start.epoch):
+        sizes = rows.sizes(epoch)
+        first = start.window if epoch == start.epoch else 0
+        for window in range(first, len(sizes)):
+            batches = _window_batches(rows.read(epoch, window), packer, reading, f"{reading.seed}:{epoch}:{window}")
+            begin = start.batch if (epoch, window) == (start.epoch, start.window) else 0
+            for number in range(begin, len(batches)):
+                share = (sum(sizes[:window]) + sizes[window] * (number + 1) / len(batches)) / sum(sizes)
+                yield PlannedBatch(batches[number], Place(epoch, window, number + 1), epoch + share)
+
+
+def _window_batches(rows: Sequence[LabelledRow], packer: Packer, reading: Reading, seed: str) -> list[list[TokenRow]]:
+    rng = random.Random(seed)
+    drawn = [draw_responses(row, reading.responses, rng) for row in rows]
+    limits = [reading.long if rng.random() < reading.long_share else reading.short for _ in drawn]
+    token_rows = packer.token_rows(drawn, limits)
+    rng.shuffle(token_rows)
+    batches = by_length(token_rows, reading.batch_tokens)
+    rng.shuffle(batches)
+    return batches
+
+
+def draw_responses(row: LabelledRow, most: int, rng: random.Random) -> LabelledRow:
+    """So many responses of the row at most, drawn at random, and first of all one of those with the best label.
+
+    First, since what no longer fits a row of tokens is left out.
+    """
+    best = max(row.labels)
+    first = rng.choice([at for at, label in enumerate(row.labels) if label == best])
+    others = [at for at in range(len(row.labels)) if at != first]
+    chosen = [first, *rng.sample(others, min(len(others), most - 1))]
+    return LabelledRow(
+        row.instruction, tuple(row.responses[at] for at in chosen), tuple(row.labels[at] for at in chosen)
+    )
+
+
+def by_length(rows: Sequence[TokenRow], tokens: int) -> list[list[TokenRow]]:
+    """The rows, longest first, in batches of at most `tokens` tokens with padding, or of one row.
+
+    All but the last are full, so their shapes are few.
+    """
+    ordered = sorted(rows, key=lambda row: -padded(row.length))
+    batches, start = [], 0
+    while start < len(ordered):
+        size = max(1, tokens // padded(ordered[start].length))
+        batches.append(ordered[start : start + size])
+        start += size
+    return batches
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """That no item follows, and why, if it was an error."""
+
+    error: BaseException | None = None
+
+
+def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
+    """The items, made by a thread of their own that is up to `depth` of them ahead; it ends with this iterator."""
+    made: queue.Queue[T | _End] = queue.Queue(depth)
+    left = threading.Event()
+
+    def put(item: T | _End) -> None:
+        while not left.is_set():
+            with suppress(queue.Full):
+                made.put(item, timeout=0.1)
+                return
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(item)
+                if left.is_set():
+                    return
+            put(_End())
+        except BaseException as error:  # raised again where the items are used
+            put(_End(error))
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := made.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        left.set()
+        thread.join()
