@@ -366,8 +366,11 @@ class Run:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with written_whole(self.out / CHECKPOINT) as partial, partial.open("wb") as file:
-            torch.save(state, file)
+        with written_whole(self.out / CHECKPOINT) as partial:
+            try:
+                torch.save(state, partial)
+            except RuntimeError as error:  # PyTorch's, of a full disk
+                raise OSError(str(error)) from error
 
     def resume(self) -> None:
         """Goes on from the checkpoint in the run's folder, if there is one; the log loses what lies beyond it."""
