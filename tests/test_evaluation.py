@@ -19,7 +19,7 @@ from tiny_model import write_config, write_tiny_model
 from tiny_training import write_tiny_bert
 
 from cappy_lite import Scorer
-from cappy_lite.errors import InputValueError, ModelError
+from cappy_lite.errors import InputTypeError, InputValueError, ModelError
 from cappy_train import evaluate as evaluate_module
 from cappy_train import evaluation
 from cappy_train.cli import main
@@ -356,12 +356,16 @@ def test_what_cannot_be_evaluated_is_refused(data: Path, tiny_model: Path, tmp_p
         evaluate(["no-such-model"], data, out)
     with pytest.raises(InputValueError, match="no model is named"):
         evaluate([], data, out)
+    with pytest.raises(InputTypeError, match="models must be a list"):
+        evaluate("cappy-mini", data, out)
     with pytest.raises(InputValueError, match="named twice"):
         evaluate([tiny_model, tiny_model], data, out)
     with pytest.raises(InputValueError, match="limit is 0"):
         evaluate([tiny_model], data, out, limit=0)
     with pytest.raises(InputValueError, match="no such file"):
         evaluate([tiny_model], tmp_path / "none.jsonl", out)
+    with pytest.raises(InputValueError, match="can't be written"):
+        evaluate([tiny_model], data, data / "out")  # below a file
     assert not out.exists()
     out.mkdir()
     with pytest.raises(InputValueError, match="out exists"):

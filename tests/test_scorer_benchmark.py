@@ -32,13 +32,13 @@ from benchmarks.scorer.sizes import (
     mixed_candidates,
     open_tokenizer,
 )
-from benchmarks.scorer.twins import PairReader, bert_config, bert_weights, float_weights, write_twins
+from benchmarks.scorer.twins import PairReader, bert_config, bert_weights, write_twins
 from cappy_lite import Scorer
 from cappy_lite.tokens import TextEncoder
 from cappy_train.batches import Packer
 from cappy_train.evaluate import Question as DevQuestion
 from cappy_train.export import packed_rows
-from cappy_train.graph import GraphWeights, Linear, graph_weights, packed_graph, read_weights
+from cappy_train.graph import GraphWeights, Linear, float_weights, graph_weights, packed_graph, read_weights
 from cappy_train.network import ScorerNetwork, from_bert
 from cappy_train.quantise import observe, quantise
 

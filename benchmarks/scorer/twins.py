@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +23,7 @@ from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE, ModelC
 from cappy_lite.session import OUTPUT, import_onnxruntime, session_options
 from cappy_train.bert_weights import LINEARS, NORMS
 from cappy_train.export import CONFIG_FILE, seal
-from cappy_train.graph import (
-    GraphWeights,
-    Linear,
-    QuantisedLinear,
-    QuantisedTable,
-    joint_twin,
-    packed_graph,
-    read_weights,
-)
+from cappy_train.graph import GraphWeights, float_weights, joint_twin, packed_graph, read_weights
 from cappy_train.graph_builder import save_graph
 
 # Of GraphWeights' parts, what transformers calls them in a BertForSequenceClassification.
@@ -70,22 +61,6 @@ def write_twins(model: Path, out: Path) -> GraphWeights:
             onnx.save(of_standard_operators(pairs), standard / GRAPH)
     save_file(bert_weights(weights), out / FLOAT32 / "model.safetensors", metadata={"format": "pt"})
     return weights
-
-
-def float_weights(weights: GraphWeights) -> GraphWeights:
-    """The same weights in float32: what the layers compute but for the rounding of their inputs."""
-    linears: dict[str, Linear | QuantisedLinear] = {}
-    for name, linear in weights.linears.items():
-        if isinstance(linear, QuantisedLinear):
-            exact = linear.input_gain[:, None] * linear.weight * linear.weight_scales
-            linears[name] = Linear(exact.astype(np.float32), linear.bias)
-        else:
-            linears[name] = linear
-    embeddings: dict[str, FloatArray | QuantisedTable] = {
-        kind: table.table * table.scales if isinstance(table, QuantisedTable) else table
-        for kind, table in weights.embeddings.items()
-    }
-    return replace(weights, linears=linears, embeddings=embeddings)
 
 
 def answering_at_cls(twin: onnx.ModelProto) -> onnx.ModelProto:

@@ -26,7 +26,7 @@ from cappy_lite.rouge import rouge_l_pairs
 from cappy_lite.session import available_cpus
 from cappy_train.instance_tables import Block, among, find_inputs, owners, read_blocks, texts
 from cappy_train.instances import SPLITS
-from cappy_train.shards import Plan, Shard, Shards, ShardWriter, file_digest, open_writer
+from cappy_train.shards import Plan, Shard, Shards, ShardWriter, input_digests, open_writer
 
 PAIRS = pa.schema(
     [
@@ -104,10 +104,7 @@ def _plan(paths: Sequence[Path], settings: Mapping[str, object]) -> Plan:
         # Another version may give other bytes.
         "versions": {package: metadata.version(package) for package in ("cappy-lite", "pyarrow")},
         "settings": dict(settings),
-        "inputs": [
-            {"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
-            for path in tqdm(paths, desc="reading digests", unit=" files", leave=False, disable=None)
-        ],
+        "inputs": input_digests(paths),
     }
 
 

@@ -24,10 +24,9 @@ candidate together.
 
 A BERT encoder of {layers} layers, started from {base_model}, trained with labels as in Cappy (Tan et al., 2023): right
 choices and references are worth 1, wrong choices 0, and other texts their best Rouge-L F-measure over the references.
-Those texts were made without a language model: answers of similar and of other instances, spans of the instruction,
-damaged references. The loss is the cross-entropy of each score with its label, and a listwise one over the candidates
-of a row. All candidates of an instruction share one row, and a candidate sees the instruction and itself alone: its
-score does not depend on the other candidates.
+{origin}
+All candidates of an instruction share one row, and a candidate sees the instruction and itself alone: its score does
+not depend on the other candidates.
 
 Inputs of linear layers are 8-bit integers, their weights 7-bit ones, with fixed scales that were calibrated on held-out
 questions; embeddings are 8-bit; all else is floating point.
@@ -57,6 +56,16 @@ Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
 
 {licence}.
 """
+
+# What a network was trained on.
+PRETRAINED = """\
+Those texts were made without a language model: answers of similar and of other instances, spans of the instruction,
+damaged references. The loss is the cross-entropy of each score with its label, and a listwise one over the candidates
+of a row."""
+ADAPTED = """\
+Last of all it learned from {candidates:,} candidates for {instances:,} instances of {tasks}, by a listwise loss over
+the candidates of each: it is adapted to those, and its scores tell which candidate of an instruction is better, and no
+more."""
 
 _JOINT_CARD = """\
 # {name}
@@ -92,13 +101,15 @@ def model_card(
     layers: int,
     training: Mapping[str, float],
     parity: Mapping[str, float],
+    origin: str = PRETRAINED,
 ) -> str:
     """The README.md of a model folder.
 
     identity: name, base_model, licence and max_tokens, as in its config; so are the figures in `training` and `parity`.
+    origin: what it was trained on.
     """
     figures = "\n".join(f"| {key} | {value:.3f} |" for key, value in training.items() if "_dev_" in key)
-    return _CARD.format(**identity, layers=layers, steps=training["steps"], figures=figures, **parity)
+    return _CARD.format(**identity, layers=layers, steps=training["steps"], figures=figures, origin=origin, **parity)
 
 
 def joint_card(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,12 @@ class Checkpoint:
     max_tokens: int
 
 
-def local_folder(source: str) -> Path:
+def local_folder(source: str, *, files: Sequence[str] = ("*.json",)) -> Path:
     """The folder of a checkpoint; `hub:owner/name` is downloaded into the hub's own cache.
+
+    Args:
+        source: a folder, or hub:owner/name.
+        files: patterns of the files that are wanted besides the weights.
 
     Raises:
         InputValueError: it can't be downloaded, or there is no such folder.
@@ -55,12 +59,14 @@ def local_folder(source: str) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
+    weights = "*.safetensors"
     try:
-        return Path(
-            snapshot_download(
-                source.removeprefix(HUB), allow_patterns=["*.json", "*.safetensors", "pytorch_model*.bin"]
-            )
-        )
+        # Many have their weights in PyTorch's own form as well, which is wanted where there is no other.
+        for wanted in ([*files, weights], [*files, "pytorch_model*.bin"]):
+            folder = Path(snapshot_download(source.removeprefix(HUB), allow_patterns=wanted, ignore_patterns=["*/*"]))
+            if any(folder.glob(weights)):
+                break
+        return folder
     except Exception as error:  # of huggingface_hub, of its HTTP library, of the system
         raise InputValueError(
             f"{source} can't be downloaded ({error}): download the folder and give its path"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cappy_lite.errors import CappyError, InputValueError
 
-if TYPE_CHECKING:  # it takes seconds to load
+if TYPE_CHECKING:  # they take seconds to load
+    from cappy_train.sampling import Decoding
     from cappy_train.training import Settings
+
+# The sources of the paper's decodings; `sampling`, which has them, takes a moment to load.
+DECODINGS = ("beam", "sampling", "temperature", "top-k", "nucleus")
 
 EXAMPLES = """\
 examples:
@@ -22,6 +27,19 @@ examples:
   cappy-train pretrain --data pairs --dev dev.jsonl.gz --out runs/mini
   cappy-train export --run runs/mini --dev dev.jsonl.gz --out models/mini --base-model MiniLM-L6-H384 --licence MIT
   cappy-train import checkpoints/cappy-large --out models/cappy-large --quantise
+"""
+
+ADAPT_DESCRIPTION = """\
+Adapts a model to a task, by the task's own instances with candidates. They are labelled by Rouge-L; choices are
+candidates too, right or wrong. It learns from split train and stops early by split dev, or by a fifth of train where
+there is no dev; split test is for the report alone. If nothing is better than the start, the result is the start. The
+same command goes on where it was killed."""
+
+ADAPT_EXAMPLES = """\
+examples:
+  cappy-train adapt --data recorded.jsonl.gz --out models/mine
+  cappy-train adapt --data 'examples/*.parquet' --model models/other --out models/mine --epochs 2
+  cappy-lite rerank --model models/mine 'Name a fruit.' 'An apple.' 'A chair.'
 """
 
 ANNOTATE_DESCRIPTION = """\
@@ -63,6 +81,22 @@ examples:
   cappy-lite rerank --model models/cappy-large 'Name a fruit.' 'An apple.' 'A chair.'
 """
 
+SAMPLE_DESCRIPTION = """\
+Has a language model answer instances: its responses become candidates beside those that are there, in Parquet shards of
+instances. With --model alone the model is one of Hugging Face's, seq2seq or causal, on this machine; with --api it is
+one behind an OpenAI-compatible web API. By default the Cappy paper's decodings: beam search once, and four samples each
+of plain sampling, temperature 0.9, top-k 40 and nucleus 0.95, of at most 64 tokens. The same command goes on where it
+was killed or reached its spending limit."""
+
+SAMPLE_EXAMPLES = """\
+examples:
+  cappy-train sample --data instances.jsonl.gz --model models/flan-t5-small --out sampled
+  cappy-train sample --data 'instances/*.parquet' --split train --model hub:google/flan-t5-small --out sampled
+  cappy-train sample --data instances.jsonl.gz --api http://localhost:8000/v1 --model my-model --out sampled
+  cappy-train sample --data instances.jsonl.gz --api https://api.openai.com/v1 --model gpt-4.1-nano --out sampled \\
+    --max-requests 1000
+  cappy-train annotate --data sampled --out pairs
+"""
 
 INSTANCES_DESCRIPTION = """\
 Makes a file of instances (instruction, right responses, choices), which the other stages read. With --templates: from
@@ -137,6 +171,8 @@ def _parser() -> argparse.ArgumentParser:
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     _add_instances(stages)
 
+    _add_sample(stages)
+
     _add_annotate(stages)
     _add_generator(stages)
 
@@ -159,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run_stage=_export)
 
     _add_evaluate(stages)
+    _add_adapt(stages)
 
     joint = stages.add_parser(
         "import",
@@ -274,6 +311,107 @@ def _instances(arguments: argparse.Namespace) -> None:
         longest=arguments.cut,
     )
     print(done, file=sys.stderr)
+
+
+def _add_sample(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sample = stages.add_parser(
+        "sample",
+        help="have a language model answer instances, into Parquet shards of instances",
+        description=SAMPLE_DESCRIPTION,
+        epilog=SAMPLE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sample.add_argument(
+        "--data", nargs="+", required=True, metavar="IN", help="files, patterns (quoted) or folders of shards"
+    )
+    sample.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    sample.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="the model's folder; hub:owner/name, which is downloaded; or, with --api, its name there",
+    )
+    sample.add_argument("--split", choices=["train", "dev", "test"], help="this split alone (default: all)")
+    sample.add_argument(
+        "--decodings",
+        nargs="+",
+        metavar="NAME",
+        choices=DECODINGS,
+        help=f"some of {', '.join(DECODINGS)} (default: all; with --api all but beam and top-k, which such APIs lack)",
+    )
+    sample.add_argument("--samples", type=int, metavar="N", help="responses of each, one of beam (default: 4)")
+    sample.add_argument("--max-new-tokens", type=int, metavar="N", help="the longest response (default: 64)")
+    sample.add_argument(
+        "--shard-instances", type=int, default=256, metavar="N", help="instances a shard (default: %(default)s)"
+    )
+    local = sample.add_argument_group("local models")
+    local.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
+    local.add_argument(
+        "--batch-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of prompts and responses at a time; memory grows with it (default: 16384)",
+    )
+    local.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        help="what to compute in (default: bfloat16 where the processor has instructions for it)",
+    )
+    web = sample.add_argument_group("web APIs")
+    web.add_argument("--api", metavar="URL", help="address of the API, such as http://localhost:8000/v1")
+    web.add_argument(
+        "--key-variable", metavar="NAME", help="environment variable that has the key (default: OPENAI_API_KEY)"
+    )
+    web.add_argument("--concurrency", type=int, metavar="N", help="requests at a time (default: 16)")
+    web.add_argument("--time-out", type=float, metavar="SECONDS", help="until a request has failed (default: 120)")
+    web.add_argument("--max-requests", type=int, metavar="N", help="the most requests that the job may make in all")
+    web.add_argument("--max-tokens", type=int, metavar="N", help="the most tokens that the job may spend in all")
+    sample.set_defaults(run_stage=_sample)
+
+
+LOCAL_OPTIONS = ("seed", "batch_tokens", "precision")
+WEB_OPTIONS = ("concurrency", "time_out", "max_requests", "max_tokens")
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    for name in (*WEB_OPTIONS, "key_variable") if arguments.api is None else LOCAL_OPTIONS:
+        if getattr(arguments, name) is not None:
+            kind = "web APIs: give --api too" if arguments.api is None else "local models, which --api is not"
+            raise InputValueError(f"--{name.replace('_', '-')} is for {kind}")
+    from cappy_train.sampling import PAPER, Sampler, sample
+
+    names = ("max_new_tokens", *(LOCAL_OPTIONS if arguments.api is None else WEB_OPTIONS))
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    sampler: Sampler
+    if arguments.api is None:
+        from cappy_train.local_models import LocalModel
+
+        sampler = LocalModel(arguments.model, decodings=_chosen(PAPER, arguments), **options)
+    else:
+        from cappy_train.web_models import OFFERED, WebModel
+
+        variable = arguments.key_variable or "OPENAI_API_KEY"
+        key = os.environ.get(variable)
+        if arguments.key_variable and not key:
+            raise InputValueError(f"the environment variable {variable}, which --key-variable names, is not set")
+        decodings = _chosen(PAPER if arguments.decodings else OFFERED, arguments)
+        sampler = WebModel(arguments.api, arguments.model, key=key, decodings=decodings, **options)
+    shards = sample(
+        arguments.data, arguments.out, sampler, split=arguments.split, shard_instances=arguments.shard_instances
+    )
+    counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in shards.manifest["counts"].items())
+    print(f"{arguments.out}: {counts}", file=sys.stderr)
+    for note in shards.manifest["notes"]:
+        print(f"not answered: {note}", file=sys.stderr)
+
+
+def _chosen(decodings: Sequence[Decoding], arguments: argparse.Namespace) -> list[Decoding]:
+    """Those that were named, each with as many samples as were asked for."""
+    return [
+        decoding if arguments.samples is None or decoding.beams > 1 else replace(decoding, samples=arguments.samples)
+        for decoding in decodings
+        if arguments.decodings is None or decoding.source in arguments.decodings
+    ]
 
 
 def _add_annotate(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -547,6 +685,51 @@ def _import(arguments: argparse.Namespace) -> None:
         quantise=arguments.quantise,
         calibrate=arguments.calibrate,
     )
+
+
+def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "adapt",
+        help="fine-tune a model on a task's own instances with candidates, into a model folder with a report",
+        description=ADAPT_DESCRIPTION,
+        epilog=ADAPT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", nargs="+", required=True, metavar="INSTANCES", help="files, folders of shards, globs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="model folder to write; a new one")
+    parser.add_argument(
+        "--model",
+        default="cappy-mini",
+        metavar="NAME|FOLDER",
+        help="what to start from: a shipped model, or a folder that export or adapt made (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for checkpoints (default: --out with .run)",
+    )
+    parser.add_argument("--epochs", type=float, metavar="X", help="the most passes over the instances (default: 3)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=5e-5, metavar="X", help="the peak (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
+    parser.set_defaults(run_stage=_adapt)
+
+
+def _adapt(arguments: argparse.Namespace) -> None:
+    from cappy_train.adapt import adapt, markdown
+
+    report = adapt(
+        arguments.data,
+        arguments.out,
+        model=arguments.model,
+        run=arguments.run,
+        epochs=arguments.epochs,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+    )
+    print(markdown(report))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def default_instances(data: Path, *, seed: int) -> list[Instance]:
         for instance in [*t0, *superni]
         if instance.split == "dev"
         and len(instance.instruction) <= DEV_INSTRUCTION_CHARACTERS
-        and not (instance.choices and _one_sided(instance))
+        and not (instance.choices and one_sided(instance))
     ]
     return [*balanced([*merged(allowed), *rendered], seed=seed), *dev]
 
@@ -151,6 +151,7 @@ def balanced(instances: Sequence[Instance], *, seed: int) -> list[Instance]:
     return kept
 
 
-def _one_sided(instance: Instance) -> bool:
+def one_sided(instance: Instance) -> bool:
+    """Whether a constant answer is right in t0_train's dev split of the instance's set: see ONE_SIDED."""
     form = (instance.template or "").rsplit("_", 1)[0]
     return instance.task in ONE_SIDED or f"{instance.task} {form}" in ONE_SIDED

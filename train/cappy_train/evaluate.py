@@ -20,7 +20,7 @@ from cappy_lite.errors import InputValueError
 from cappy_lite.rouge import rouge_l_pairs
 from cappy_train.files import Source
 from cappy_train.instances import Candidate, Instance, read_instances
-from cappy_train.neighbours import dice_similarity, normal, rouge_words, varying_parts
+from cappy_train.neighbours import dice_rows, normal, rouge_words, varying_parts
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -81,7 +81,7 @@ def choice_questions(instances: Iterable[Instance]) -> list[Question]:
             instruction=instance.instruction,
             candidates=instance.choices,
             gains=np.array([choice in instance.references for choice in instance.choices], dtype=np.float64),
-            group=_group(instance),
+            group=example(instance),
             kind="choice",
         )
         for instance in instances
@@ -108,7 +108,7 @@ def candidate_questions(instances: Iterable[Instance]) -> list[Question]:
             instruction=instance.instruction,
             candidates=texts,
             gains=gain,
-            group=_group(instance),
+            group=example(instance),
             kind="generation",
             recorded=instance.candidates,
         )
@@ -134,17 +134,17 @@ def distractor_questions(instances: Iterable[Instance], *, distractors: int = 7,
     asked: list[tuple[Instance, tuple[str, ...]]] = []
     for key in sorted(pools):
         pool = sorted(pools[key], key=lambda instance: instance.id)
-        similarity = dice_similarity(varying_parts([instance.instruction for instance in pool]))
-        for index, instance in enumerate(pool):
+        similarities = dice_rows(varying_parts([instance.instruction for instance in pool]))
+        for instance, similarity in zip(pool, similarities, strict=True):
             rng = np.random.default_rng(_hash(seed, instance.id))
             taken = [instance.references[0]]
-            nearest = np.argsort(-similarity[index], kind="stable")
+            nearest = np.argsort(-similarity, kind="stable")
             _take(taken, instance, (pool[other] for other in nearest), 1 + min(SIMILAR, distractors))
             _take(taken, instance, (pool[other] for other in rng.permutation(len(pool))), 1 + distractors)
             if len(taken) > 1 and rouge_words(instance.references[0]):
                 asked.append((instance, tuple(taken[position] for position in rng.permutation(len(taken)))))
     return [
-        Question(instance.task, instance.template, instance.instruction, texts, gain, _group(instance), "generation")
+        Question(instance.task, instance.template, instance.instruction, texts, gain, example(instance), "generation")
         for (instance, texts), gain in zip(asked, _rouge_gains(asked), strict=True)
     ]
 
@@ -352,7 +352,7 @@ def _distinct_texts(instance: Instance) -> tuple[str, ...]:
     return tuple(dict.fromkeys(candidate.text for candidate in instance.candidates))
 
 
-def _group(instance: Instance) -> str:
+def example(instance: Instance) -> str:
     """The id without the template's name where that ends it, as in ids of one example rendered by several templates."""
     slug = re.sub(r"\W+", "_", instance.template or "").strip("_")
     return instance.id.removesuffix(f":{slug}")

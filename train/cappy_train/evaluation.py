@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from cappy_lite.arguments import check_list
 from cappy_lite.errors import InputValueError, TruncationWarning
 from cappy_lite.scorer import Scorer
 from cappy_train.baselines import (
@@ -51,10 +52,11 @@ from cappy_train.evaluate import (
     sample_evenly,
     task_means,
 )
-from cappy_train.files import Source, find_files, folder_written_whole
+from cappy_train.files import Source, folder_written_whole
 from cappy_train.instances import Instance, read_instances
 from cappy_train.network import packaged_minilm
 from cappy_train.reliability import reliability
+from cappy_train.report import write_report
 
 SCORING_CHUNK = 64
 SELF_SCORES = {"log_likelihood": "self-score, sum", "mean_log_likelihood": "self-score, mean"}
@@ -107,22 +109,22 @@ def evaluate(
         InputValueError: `out` exists, the data has no instance of the split or can't be read, or a model's scores
             aren't finite. ModelError: a model is missing or damaged. Nothing is written then.
     """
-    from cappy_train.report import write_report
-
     if out.exists():
         raise InputValueError(f"{out} exists: give --out a new folder")
     if limit is not None and limit < 1:
         raise InputValueError(f"limit is {limit}: give 1 or more, or leave it out")
+    given = [data] if isinstance(data, (str, Path)) else data
     scorers = open_models(models)
     minilm = minilm_cosine(packaged_minilm())
     sections = split_questions(read_instances(data, split=split), seed=seed)
     if not any(sections.values()):
-        files = ", ".join(map(str, find_files(data)))
-        raise InputValueError(f"no instance of split {split!r} makes a question in {files}: give another --split")
+        raise InputValueError(
+            f"no instance of split {split!r} makes a question in {', '.join(map(str, given))}: give another --split"
+        )
     with folder_written_whole(out) as folder:
         report = {
-            "models": [{"name": name, "model": str(given)} for name, given in zip(scorers, models, strict=True)],
-            "data": [path.name for path in find_files(data)],
+            "models": [{"name": name, "model": str(model)} for name, model in zip(scorers, models, strict=True)],
+            "data": [Path(name).name for name in given],
             "split": split,
             "limit": limit,
             "seed": seed,
@@ -143,9 +145,10 @@ def open_models(models: Sequence[str | Path]) -> dict[str, Scorer]:
     """Scorers by what a report calls them: the model's own name, as far as it tells them apart, else as given.
 
     Raises:
-        InputValueError: there are none, or one twice. ModelError: one can't be opened.
+        InputTypeError: `models` is no list. InputValueError: there are none, or one twice.
+        ModelError: one can't be opened.
     """
-    if not models:
+    if not check_list("models", models, of="names and folders"):
         raise InputValueError("no model is named: give one at least")
     given = [str(model) for model in models]
     if len(set(given)) < len(given):
@@ -176,7 +179,6 @@ def evaluate_section(
     ]
     gains = gains_by_method(questions, models, minilm)
     return {
-        "with_choices": sum(question.kind == "choice" for question in questions),
         **compare(questions, gains, seed=seed),
         "best_of": best_of_curves(questions, models, seed=seed),
         "reliability": {model.name: reliability(questions, model.scores, seed=seed) for model in models},

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE
 from cappy_lite.packing import PackedRow
 from cappy_lite.session import Session, available_cpus
 from cappy_train.batches import Packer, network_scores
-from cappy_train.card import model_card
+from cappy_train.card import PRETRAINED, model_card
 from cappy_train.evaluate import Question, dev_questions
 from cappy_train.files import Source, folder_written_whole
 from cappy_train.graph import graph_weights, packed_graph
 from cappy_train.graph_builder import save_graph
+from cappy_train.network import ScorerNetwork
 from cappy_train.quantise import observe, quantise
 from cappy_train.training import LOG, trained_network
 
@@ -88,41 +89,69 @@ def export(run: Path, dev: Source, out: Path, *, name: str, base_model: str, lic
         raise InputValueError(f"{out} exists: give --out a new folder")
     network = trained_network(run)
     training = training_figures(run)
-    packer = Packer(run / TOKENIZER_FILE)
     max_tokens = network.config.positions
     questions = dev_questions(dev)
     calibrating = questions[::CALIBRATION_STEP]
     checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
     with folder_written_whole(out) as folder:
-        weights = graph_weights(network)
-        onnx.save(packed_graph(weights), folder / FLOAT_GRAPH_FILE)
-        rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
-        save_graph(packed_graph(quantise(weights, observe(folder / FLOAT_GRAPH_FILE, rows))), folder / GRAPH_FILE)
-
-        float_scores = graph_scores(folder / FLOAT_GRAPH_FILE, packer, checked, max_tokens)
-        quantised_scores = graph_scores(folder / GRAPH_FILE, packer, checked, max_tokens)
-        through_network = [(question.instruction, question.candidates) for question in checked[::NETWORK_STEP]]
-        network_part = network_scores(network, packer, through_network, max_tokens)
-        parity = measure_parity(network_part, float_scores, quantised_scores)
-        check_parity(parity)
-
-        shutil.copyfile(run / TOKENIZER_FILE, folder / TOKENIZER_FILE)
         identity = {"name": name, "base_model": base_model, "licence": licence, "max_tokens": max_tokens}
-        card = model_card(identity, layers=network.config.layers, training=training, parity=asdict(parity))
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        config = {
-            "format_version": FORMAT_VERSION,
-            **identity,
-            "graph": "shared",
-            "special_tokens": {"cls": "[CLS]", "sep": "[SEP]"},
-            "score_activation": "sigmoid",
-            "score_position": "last_sep",
-            "calibration": None,
-            "parity": asdict(parity),
-            "training": training,
-        }
-        write_json(folder / CONFIG_FILE, config)
-        seal(folder)
+        write_model(folder, network, run / TOKENIZER_FILE, calibrating, checked, identity=identity, training=training)
+
+
+def write_model(
+    folder: Path,
+    network: ScorerNetwork,
+    tokenizer: Path,
+    calibrating: Sequence[Question],
+    checked: Sequence[Question],
+    *,
+    identity: Mapping[str, object],
+    training: Mapping[str, float],
+    origin: str = PRETRAINED,
+) -> None:
+    """Fills a folder with a network's model: graph, 8-bit weights, float32 twin, config and card.
+
+    Args:
+        folder: an empty one.
+        tokenizer: the network's tokenizer.json.
+        calibrating: questions that the quantisation takes its scales from.
+        checked: other ones, one at least, on which the graphs must agree with the network.
+        identity: name, base_model, licence and max_tokens, for config and card.
+        training: steps, and figures whose names have `_dev_`, for config and card.
+        origin: what the network was trained on, for the card.
+
+    Raises:
+        ModelError: the graph or its quantisation doesn't agree with the network as `check_parity` demands.
+    """
+    packer, max_tokens = Packer(tokenizer), network.config.positions
+    weights = graph_weights(network)
+    onnx.save(packed_graph(weights), folder / FLOAT_GRAPH_FILE)
+    rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
+    save_graph(packed_graph(quantise(weights, observe(folder / FLOAT_GRAPH_FILE, rows))), folder / GRAPH_FILE)
+
+    float_scores = graph_scores(folder / FLOAT_GRAPH_FILE, packer, checked, max_tokens)
+    quantised_scores = graph_scores(folder / GRAPH_FILE, packer, checked, max_tokens)
+    through_network = [(question.instruction, question.candidates) for question in checked[::NETWORK_STEP]]
+    network_part = network_scores(network, packer, through_network, max_tokens)
+    parity = measure_parity(network_part, float_scores, quantised_scores)
+    check_parity(parity)
+
+    shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    card = model_card(identity, layers=network.config.layers, training=training, parity=asdict(parity), origin=origin)
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    config = {
+        "format_version": FORMAT_VERSION,
+        **identity,
+        "graph": "shared",
+        "special_tokens": {"cls": "[CLS]", "sep": "[SEP]"},
+        "score_activation": "sigmoid",
+        "score_position": "last_sep",
+        "calibration": None,
+        "parity": asdict(parity),
+        "training": training,
+    }
+    write_json(folder / CONFIG_FILE, config)
+    seal(folder)
 
 
 def seal(folder: Path) -> None:

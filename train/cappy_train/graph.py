@@ -7,16 +7,17 @@ the domain "cappy". `joint_twin` makes a graph of ONNX Runtime's operators alone
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from cappy_lite.session import CONTEXT, INPUTS, KEPT_TOKENS, OUTPUT, kept_outputs
 from cappy_train.graph_builder import RUNTIME_DOMAIN, GraphBuilder
-from cappy_train.network import ScorerNetwork
+from cappy_train.network import NetworkConfig, ScorerNetwork
 
 FloatArray = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
@@ -117,6 +118,39 @@ def graph_weights(network: ScorerNetwork) -> GraphWeights:
     return GraphWeights(config.layers, config.heads, config.layer_norm_eps, embeddings, linears, norms)
 
 
+def scorer_network(weights: GraphWeights) -> ScorerNetwork:
+    """The network with such weights, in float32: what `graph_weights` takes apart, put together again.
+
+    weights: in float32, as `float_weights` gives them.
+    """
+    tables = {kind: np.asarray(table) for kind, table in weights.embeddings.items()}
+    arrays = {f"{kind}.weight": table for kind, table in tables.items()}
+    for name, norm in weights.norms.items():
+        arrays |= {f"{name}.weight": norm.gain, f"{name}.bias": norm.bias}
+    for name, linear in weights.linears.items():
+        if name.endswith(".key_value"):
+            continue
+        weight, bias = np.asarray(linear.weight, dtype=np.float32), linear.bias
+        if name.endswith(".query"):
+            layer = name.removesuffix("query")
+            others = weights.linears[f"{layer}key_value"]
+            weight, bias = np.hstack([weight, others.weight]), np.concatenate([bias, others.bias])
+            name = f"{layer}query_key_value"
+        arrays |= {f"{name}.weight": weight.T, f"{name}.bias": bias}
+    config = NetworkConfig(
+        vocabulary=len(tables["word_embeddings"]),
+        hidden=weights.hidden,
+        layers=weights.layers,
+        heads=weights.heads,
+        feed_forward=len(weights.linears["layers.0.intermediate"].bias),
+        positions=len(tables["position_embeddings"]),
+        layer_norm_eps=weights.layer_norm_eps,
+    )
+    network = ScorerNetwork(config)
+    network.load_state_dict({name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()})
+    return network.eval()
+
+
 def packed_graph(weights: GraphWeights) -> onnx.ModelProto:
     """The graph over one packed row: int64 inputs as PackedRow's arrays, output `logits`, float32 (n,).
 
@@ -126,7 +160,7 @@ def packed_graph(weights: GraphWeights) -> onnx.ModelProto:
 
     Linear layers are nodes of their names: Gemms in float32, this project's own operators in 8 bits.
     """
-    builder = _Builder(weights)
+    builder = PackedBuilder(weights)
     builder.build()
     return builder.model()
 
@@ -138,7 +172,7 @@ def joint_twin(weights: GraphWeights) -> onnx.ModelProto:
     rule. int64 inputs `input_ids`, `attention_mask` (1, then 0 for padding) and `token_type_ids`, all (B, L); output
     `logits`, float32 (B,), read at each pair's last token. All operators are ONNX Runtime's.
     """
-    builder = _JointBuilder(weights)
+    builder = JointBuilder(weights)
     builder.build()
     return builder.model()
 
@@ -178,6 +212,22 @@ def read_weights(graph: onnx.ModelProto) -> GraphWeights:
     return GraphWeights(layers, attributes["heads"], epsilon, embeddings, linears, norms)
 
 
+def float_weights(weights: GraphWeights) -> GraphWeights:
+    """The same weights in float32: what the layers compute but for the rounding of their inputs."""
+    linears: dict[str, Linear | QuantisedLinear] = {}
+    for name, linear in weights.linears.items():
+        if isinstance(linear, QuantisedLinear):
+            exact = linear.input_gain[:, None] * linear.weight * linear.weight_scales
+            linears[name] = Linear(exact.astype(np.float32), linear.bias)
+        else:
+            linears[name] = linear
+    embeddings: dict[str, FloatArray | QuantisedTable] = {
+        kind: table.table * table.scales if isinstance(table, QuantisedTable) else table
+        for kind, table in weights.embeddings.items()
+    }
+    return replace(weights, linears=linears, embeddings=embeddings)
+
+
 def packed(weight: Int8Array) -> Int8Array:
     """Weights (in, out) as the operator reads them: (out / 16, in / 4, 64), 4 of the inputs' for each of 16 outputs."""
     inner, columns = weight.shape
@@ -191,15 +241,15 @@ def unpacked(weight: Int8Array) -> Int8Array:
 
 
 @dataclass(frozen=True, slots=True)
-class _States:
+class States:
     """A name of states as numbers, (tokens, hidden), and of the same in the 8 bits that linear layers read, or ""."""
 
     numbers: str
     codes: str = ""
 
 
-class _Builder(GraphBuilder):
-    """Adds nodes and constants layer by layer, from token ids to logits."""
+class PackedBuilder(GraphBuilder):
+    """Adds nodes and constants layer by layer, from token ids to logits of a packed row's candidates."""
 
     def __init__(self, weights: GraphWeights) -> None:
         super().__init__()
@@ -231,13 +281,13 @@ class _Builder(GraphBuilder):
         for number in range(self.weights.layers):
             states = self.layer(number, states)
         dense = self.node("Tanh", [self.linear("head_dense", states)], "head")
-        output = self.linear("head_output", _States(dense))
+        output = self.linear("head_output", States(dense))
         self.node("Reshape", [output, self.constant("logits_shape", [-1])], OUTPUT)
 
     def begin(self) -> None:
         self.node("Gather", ["segments", self.constant("own_places", [0, 1])], "spans", axis=1)
 
-    def layer(self, number: int, states: _States) -> _States:
+    def layer(self, number: int, states: States) -> States:
         """The layer's output; of the last one, at the score positions alone, for no other is read."""
         layer, last = f"layers.{number}", number == self.weights.layers - 1
         self.linear(f"{layer}.key_value", states)
@@ -253,10 +303,10 @@ class _Builder(GraphBuilder):
         reader = "head_dense" if last else f"layers.{number + 1}.key_value"
         return self.add_norm(states.numbers, output, f"{layer}.output_norm", reader=reader)
 
-    def picked(self, states: _States) -> _States:
-        return _States(self.node("Gather", [states.numbers, "score_positions"], "states_to_score", axis=0))
+    def picked(self, states: States) -> States:
+        return States(self.node("Gather", [states.numbers, "score_positions"], "states_to_score", axis=0))
 
-    def embedded(self) -> _States:
+    def embedded(self) -> States:
         """The sum of the embeddings, normalised."""
         name, reader = "embedding_norm", "layers.0.key_value"
         tables = {kind: each for kind, each in self.weights.embeddings.items() if isinstance(each, QuantisedTable)}
@@ -268,9 +318,9 @@ class _Builder(GraphBuilder):
             inputs.append(self.constant(f"{kind}.scales", tables[kind].scales))
         inputs += [*self.norm_constants(name), *self.code_constants(reader)]
         names, epsilon = (name, f"{name}.codes"), self.weights.layer_norm_eps
-        return _States(self.node("EmbedToBytes", inputs, *names, domain=OWN_DOMAIN, epsilon=epsilon), names[1])
+        return States(self.node("EmbedToBytes", inputs, *names, domain=OWN_DOMAIN, epsilon=epsilon), names[1])
 
-    def sum_of_embeddings(self, name: str, reader: str) -> _States:
+    def sum_of_embeddings(self, name: str, reader: str) -> States:
         tables = [self.embedding(kind) for kind in EMBEDDING_INPUTS]
         return self.add_norm(self.node("Add", tables[:2], "placed_embeddings"), tables[2], name, reader=reader)
 
@@ -283,14 +333,14 @@ class _Builder(GraphBuilder):
         values = self.node("Cast", [rows], f"{kind}.values", to=TensorProto.FLOAT)
         return self.node("Mul", [values, scales], kind)
 
-    def linear(self, name: str, states: _States) -> str:
+    def linear(self, name: str, states: States) -> str:
         linear = self.weights.linears[name]
         if isinstance(linear, QuantisedLinear):
             return self.node("Linear", self.quantised_operands(name, linear, states), name, domain=OWN_DOMAIN)
         constants = [self.constant(f"{name}.weight", linear.weight), self.constant(f"{name}.bias", linear.bias)]
         return self.node("Gemm", [states.numbers, *constants], name)
 
-    def quantised_operands(self, name: str, linear: QuantisedLinear, states: _States) -> list[str]:
+    def quantised_operands(self, name: str, linear: QuantisedLinear, states: States) -> list[str]:
         scales = linear.input_scale * linear.weight_scales
         # The sums are of codes; what their zero point adds is known beforehand.
         surplus = np.int32(linear.input_zero_point) * linear.weight.sum(axis=0, dtype=np.int32)
@@ -313,35 +363,35 @@ class _Builder(GraphBuilder):
         gain = self.constant(f"{reader}.input_gain", linear.code_gain)
         return [gain, self.constant(f"{reader}.input_zero_point", linear.input_zero_point)]
 
-    def coded(self, states: str, reader: str) -> _States:
+    def coded(self, states: str, reader: str) -> States:
         """The states with the 8 bits that `reader` reads."""
         constants = self.code_constants(reader)
         if not constants:
-            return _States(states)
+            return States(states)
         scaled = self.node("Mul", [states, constants[0]], f"{reader}.scaled_input")
         one = self.constant("one", np.float32(1))
-        return _States(states, self.node("QuantizeLinear", [scaled, one, constants[1]], f"{reader}.input"))
+        return States(states, self.node("QuantizeLinear", [scaled, one, constants[1]], f"{reader}.input"))
 
-    def add_norm(self, states: str, added: str, name: str, *, reader: str) -> _States:
+    def add_norm(self, states: str, added: str, name: str, *, reader: str) -> States:
         inputs, constants = self.norm_constants(name), self.code_constants(reader)
         epsilon = self.weights.layer_norm_eps
         if not constants:
             total = self.node("Add", [states, added], f"{name}.sum")
-            return _States(self.node("LayerNormalization", [total, *inputs], name, epsilon=epsilon))
+            return States(self.node("LayerNormalization", [total, *inputs], name, epsilon=epsilon))
         inputs = [states, added, *inputs, *constants]
         names = (name, f"{name}.codes")
-        return _States(self.node("AddNormToBytes", inputs, *names, domain=OWN_DOMAIN, epsilon=epsilon), names[1])
+        return States(self.node("AddNormToBytes", inputs, *names, domain=OWN_DOMAIN, epsilon=epsilon), names[1])
 
-    def intermediate(self, layer: str, states: _States) -> _States:
+    def intermediate(self, layer: str, states: States) -> States:
         """The wide linear layer and what follows it, its GELU."""
         name = f"{layer}.intermediate"
         linear = self.weights.linears[name]
         if isinstance(linear, Linear):
-            return _States(self.node("Gelu", [self.linear(name, states)], f"{layer}.gelu"))
+            return States(self.node("Gelu", [self.linear(name, states)], f"{layer}.gelu"))
         operands = [*self.quantised_operands(name, linear, states), *self.code_constants(f"{layer}.output")]
-        return _States("", self.node("LinearGeluToBytes", operands, name, domain=OWN_DOMAIN))
+        return States("", self.node("LinearGeluToBytes", operands, name, domain=OWN_DOMAIN))
 
-    def attention(self, layer: str, number: int, *, last: bool) -> _States:
+    def attention(self, layer: str, number: int, *, last: bool) -> States:
         spans = "score_spans" if last else "spans"
         inputs = [f"{layer}.query", f"{layer}.key_value", CONTEXT, KEPT_TOKENS, "segments", spans]
         constants = self.code_constants(f"{layer}.attention_output")
@@ -354,10 +404,10 @@ class _Builder(GraphBuilder):
             heads=self.weights.heads,
             layer=number,
         )
-        return _States("", context) if constants else _States(context)
+        return States("", context) if constants else States(context)
 
 
-class _JointBuilder(_Builder):
+class JointBuilder(PackedBuilder):
     """The same body around an attention in which all tokens of a pair see each other, and plain operators."""
 
     def model(self) -> onnx.ModelProto:
@@ -389,10 +439,10 @@ class _JointBuilder(_Builder):
         shown, hidden = self.constant("shown", np.float32(0)), self.constant("hidden", np.float32(-np.inf))
         self.node("Where", [visible, shown, hidden], name)
 
-    def embedded(self) -> _States:
+    def embedded(self) -> States:
         return self.sum_of_embeddings("embedding_norm", "layers.0.key_value")
 
-    def add_norm(self, states: str, added: str, name: str, *, reader: str) -> _States:
+    def add_norm(self, states: str, added: str, name: str, *, reader: str) -> States:
         inputs = self.norm_constants(name)
         total = self.node("Add", [states, added], f"{name}.sum")
         output = self.node("LayerNormalization", [total, *inputs], name, epsilon=self.weights.layer_norm_eps)
@@ -400,7 +450,7 @@ class _JointBuilder(_Builder):
             output = self.node("Reshape", [output, "flat_shape"], "states")
         return self.coded(output, reader)
 
-    def linear(self, name: str, states: _States) -> str:
+    def linear(self, name: str, states: States) -> str:
         linear = self.weights.linears[name]
         if isinstance(linear, Linear):
             return super().linear(name, states)
@@ -417,11 +467,11 @@ class _JointBuilder(_Builder):
         ]
         return self.node("QGemm", operands, name, domain=RUNTIME_DOMAIN)
 
-    def intermediate(self, layer: str, states: _States) -> _States:
+    def intermediate(self, layer: str, states: States) -> States:
         hidden = self.node("Gelu", [self.linear(f"{layer}.intermediate", states)], f"{layer}.gelu")
         return self.coded(hidden, f"{layer}.output")
 
-    def attention(self, layer: str, number: int, *, last: bool) -> _States:
+    def attention(self, layer: str, number: int, *, last: bool) -> States:
         parts = (f"{layer}.key", f"{layer}.value")
         self.node("Split", [f"{layer}.key_value"], *parts, axis=1, num_outputs=2)
         batches = [

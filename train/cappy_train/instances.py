@@ -201,7 +201,7 @@ def write_instances(path: Path, instances: Iterable[Instance]) -> int:
         InputValueError: the name ends otherwise, an instance holds what UTF-8 can't, or the file can't be written.
     """
     check_output(path)
-    instances = _checked(instances)
+    instances = writable(instances)
     with written_whole(path) as partial:
         if path.suffix.lower() == ".parquet":
             return _write_parquet(partial, instances)
@@ -213,8 +213,12 @@ def write_instances(path: Path, instances: Iterable[Instance]) -> int:
                 return _write_lines(file, instances)
 
 
-def _checked(instances: Iterable[Instance]) -> Iterator[Instance]:
-    """The instances, if their texts are such that a file can hold them."""
+def writable(instances: Iterable[Instance]) -> Iterator[Instance]:
+    """The instances, if their texts are such that a file can hold them.
+
+    Raises:
+        InputValueError: one has a text that UTF-8 can't hold; the message names it.
+    """
     for instance in instances:
         names = (instance.id, instance.task, instance.template or "", instance.licence or "")
         candidates = (text for candidate in instance.candidates for text in (candidate.text, candidate.source))

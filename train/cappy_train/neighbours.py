@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +12,23 @@ import numpy.typing as npt
 
 def dice_similarity(texts: Sequence[str]) -> npt.NDArray[np.float64]:
     """(n, n) float64, 0..1: twice the number of distinct words that two texts share, over the sum of their numbers."""
+    return np.stack(list(dice_rows(texts)))
+
+
+def dice_rows(texts: Sequence[str]) -> Iterator[npt.NDArray[np.float64]]:
+    """The rows of `dice_similarity`, (n,) each, one at a time: memory grows with the texts, not with their square."""
     words = [rouge_words(text) for text in texts]
-    columns = {word: column for column, word in enumerate(sorted(set().union(*words)))}
-    has = np.zeros((len(texts), len(columns)))
-    for row, own in enumerate(words):
-        has[row, [columns[word] for word in own]] = 1
-    sizes = has.sum(axis=1)
-    return 2 * (has @ has.T) / np.maximum(sizes[:, None] + sizes, 1)
+    holders: dict[str, list[int]] = defaultdict(list)
+    for place, own in enumerate(words):
+        for word in own:
+            holders[word].append(place)
+    having = {word: np.array(places, dtype=np.intp) for word, places in holders.items()}
+    sizes = np.array([len(own) for own in words])
+    for own in words:
+        shared = np.bincount(
+            np.concatenate([np.empty(0, np.intp), *map(having.__getitem__, own)]), minlength=len(texts)
+        )
+        yield 2 * shared / np.maximum(len(own) + sizes, 1)
 
 
 def varying_parts(instructions: Sequence[str]) -> list[str]:

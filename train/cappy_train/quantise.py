@@ -80,23 +80,35 @@ def observe(graph: Path, rows: Sequence[PackedRow], *, seed: int = 0) -> list[Ob
     ]
 
 
-def quantise(weights: GraphWeights, observations: Sequence[Observation]) -> GraphWeights:
-    """The weights in 8 bits: embeddings, and the linear layers that were observed."""
+def quantise(
+    weights: GraphWeights,
+    observations: Sequence[Observation],
+    *,
+    smoothing: float | None = SMOOTHING,
+    weight_limit: int = WEIGHT_LIMIT,
+) -> GraphWeights:
+    """The weights in 8 bits: embeddings, and the linear layers that were observed.
+
+    smoothing: SmoothQuant's alpha, 0..1; None leaves the channels' ranges as they are.
+    weight_limit: the largest weight of a column, in units of its scale; at most 127.
+    """
     quantised: dict[str, QuantisedLinear] = {}
     for observation in observations:
         exact = [linear for name in observation.layers if isinstance(linear := weights.linears[name], Linear)]
-        quantised |= zip(observation.layers, quantised_linears(exact, observation), strict=True)
+        quantised |= zip(
+            observation.layers, quantised_linears(exact, observation, smoothing, weight_limit), strict=True
+        )
     tables = {
         kind: quantised_table(table) for kind, table in weights.embeddings.items() if isinstance(table, np.ndarray)
     }
     return replace(weights, linears={**weights.linears, **quantised}, embeddings=tables)
 
 
-def quantised_linears(linears: Sequence[Linear], observation: Observation) -> list[QuantisedLinear]:
+def quantised_linears(
+    linears: Sequence[Linear], observation: Observation, smoothing: float | None, weight_limit: int
+) -> list[QuantisedLinear]:
     """Linear layers that read the same input, and so share how it is read."""
-    ranges = np.maximum(np.maximum(-observation.low, observation.high), 1e-6)
-    weight_ranges = np.max([np.abs(linear.weight).max(axis=1) for linear in linears], axis=0)
-    factors = ranges**SMOOTHING / np.maximum(weight_ranges, 1e-6) ** (1 - SMOOTHING)
+    factors = np.ones_like(observation.low) if smoothing is None else _factors(linears, observation, smoothing)
     low = min(0.0, float((observation.low / factors).min()))
     high = max(0.0, float((observation.high / factors).max()))
     scale = np.float32((high - low) / 255)
@@ -105,7 +117,7 @@ def quantised_linears(linears: Sequence[Linear], observation: Observation) -> li
     quantised = []
     for linear in linears:
         weight = linear.weight * factors[:, None]
-        weight_scales = np.abs(weight).max(axis=0) / WEIGHT_LIMIT
+        weight_scales = np.abs(weight).max(axis=0) / weight_limit
         integers = np.rint(weight / weight_scales)
         # What rounding shifts in the mean, the bias takes back.
         drift = (observation.sample @ linear.weight - inputs @ integers * weight_scales * scale).mean(axis=0)
@@ -120,6 +132,14 @@ def quantised_linears(linears: Sequence[Linear], observation: Observation) -> li
             )
         )
     return quantised
+
+
+def _factors(linears: Sequence[Linear], observation: Observation, smoothing: float) -> FloatArray:
+    """What each channel of the input is divided by, (in,)."""
+    ranges = np.maximum(np.maximum(-observation.low, observation.high), 1e-6)
+    weight_ranges = np.max([np.abs(linear.weight).max(axis=1) for linear in linears], axis=0)
+    factors: FloatArray = ranges**smoothing / np.maximum(weight_ranges, 1e-6) ** (1 - smoothing)
+    return factors
 
 
 def quantised_table(table: FloatArray) -> QuantisedTable:

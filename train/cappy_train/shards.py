@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from cappy_lite.errors import InputValueError
 from cappy_train.files import PARTIAL, written_whole
@@ -288,6 +289,14 @@ def write_json(path: Path, value: object) -> None:
     """A JSON file, written whole or not at all."""
     with written_whole(path) as part:
         part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def input_digests(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Name, size and sha256 of files that a folder is made from, for its plan."""
+    return [
+        {"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in tqdm(paths, desc="reading digests", unit=" files", leave=False, disable=None)
+    ]
 
 
 def file_digest(path: Path) -> str:

@@ -1,0 +1,185 @@
+"""Adaptation to recorded outputs of real systems: what a pick is worth before and after, beside every single system.
+
+    python -m benchmarks.recorded --data FOLDER [--only NAME ...] [--folder FOLDER] [--output FILE]
+
+FOLDER has these files of instances with recorded candidates, as JSON Lines in gzip:
+
+commongen          a sentence from concepts, by four systems (test: by more); its dev split is divided in two
+bbh_candidates     BIG-Bench Hard by Codex, with and without chain of thought; a question's choices join
+gsm8k_candidates   grade-school mathematics by four models; learned from which solutions are right, judged by that
+
+Each is adapted to by its train split, stopped by its dev split, and reported on its test split, which chooses nothing.
+Tables on stdout; JSON with everything in --output. Models and checkpoints stay in --folder, and a run goes on there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import describe_machine
+from benchmarks.markdown import table
+from cappy_lite.models import canonical, model_folder
+from cappy_lite.scorer import Scorer
+from cappy_train.adapt import adapt, adaptation_gains, pick_questions
+from cappy_train.annotate import CHOICE
+from cappy_train.evaluate import FloatArray, Question
+from cappy_train.evaluation import Method, compare
+from cappy_train.instances import Instance, read_instances, write_instances
+from cappy_train.neighbours import normal
+
+# The share of commongen's dev split that stays dev; the rest is trained on.
+DEV_SHARE = 0.2
+VOTE = Method("rule", "vote")
+# Systems with answers to fewer of the questions have no line in a table; they are in the JSON.
+LEAST_ANSWERED = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A data set and how it is adapted to.
+
+    learned: from its instances of the splits train and dev to those that adaptation reads.
+    answer: what of a text is its answer, for the vote.
+    epochs: passes over the data; few, where they are long.
+    """
+
+    file: str
+    learned: Callable[[Iterable[Instance]], Iterable[Instance]]
+    answer: Callable[[str], str]
+    epochs: float
+
+
+def divided(instances: Iterable[Instance]) -> Iterable[Instance]:
+    """Dev instances as train and dev, by a digest of their ids."""
+    for instance in instances:
+        share = int.from_bytes(sha256(instance.id.encode()).digest()[:8], "big") / 2**64
+        yield replace(instance, split="dev" if share < DEV_SHARE else "train")
+
+
+def by_right_answers(instances: Iterable[Instance]) -> Iterable[Instance]:
+    """Instances whose candidates are choices, of which those with the reference's answer are right.
+
+    Left out are those without a right candidate.
+    """
+    for instance in instances:
+        texts = tuple(dict.fromkeys(candidate.text for candidate in instance.candidates))
+        if right := tuple(text for text in texts if final_answer(text) == final_answer(instance.references[0])):
+            yield replace(instance, references=right, choices=texts)
+
+
+def final_answer(solution: str) -> str:
+    """What stands on the last line that begins with A:, a number without commas and dollar signs; or nothing."""
+    lines = [line for line in solution.split("\n") if line.startswith("A:")]
+    answer = lines[-1].removeprefix("A:").strip().replace(",", "").replace("$", "") if lines else ""
+    try:
+        return str(float(answer))
+    except ValueError:
+        return answer
+
+
+TASKS = {
+    "commongen": Task("commongen.jsonl.gz", divided, normal, 3),
+    "bbh": Task("bbh_candidates.jsonl.gz", list, normal, 1),
+    "gsm8k": Task("gsm8k_candidates.jsonl.gz", by_right_answers, final_answer, 2),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder with the files")
+    parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="these data sets alone")
+    parser.add_argument("--model", default="cappy-mini", help="what to start from (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="for models and checkpoints (default: a temporary folder)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        report: dict[str, Any] = {"model": arguments.model, "sets": {}}
+        for name in arguments.only:
+            report["sets"][name] = measure(name, arguments.data / TASKS[name].file, folder, arguments.model)
+            for measured, compared in report["sets"][name]["test"].items():
+                print(
+                    f"\n{name}, {measured}, {compared['questions']:,} test questions\n\n{shown(compared)}", flush=True
+                )
+            if arguments.output:
+                described = report | {"machine": describe_machine("cappy-lite", "torch", "onnxruntime")}
+                arguments.output.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(name: str, path: Path, folder: Path, model: str) -> dict[str, Any]:
+    """Adapts a model to a data set, and compares its picks on the test split."""
+    task, out = TASKS[name], folder / name
+    if not out.exists():
+        learned = folder / f"{name}.jsonl.gz"
+        write_instances(learned, task.learned(one for one in read_instances(path) if one.split != "test"))
+        adapt(learned, out, model=model, epochs=task.epochs)
+    models = Scorer(model_folder(canonical(model))), Scorer(out)
+    instances = [one for one in read_instances(path, split="test") if one.candidates or one.choices]
+    asked = pick_questions(instances)
+    measures = {"Rouge-L": asked} if instances[0].choices is None else {"accuracy": asked}
+    if name == "gsm8k":
+        measures["accuracy"] = [judged_by_answer(*pair) for pair in zip(asked, instances, strict=True)]
+    return {
+        "adaptation": json.loads((out / "adaptation.json").read_text(encoding="utf-8")),
+        "test": {
+            measured: compare(
+                questions, adaptation_gains(questions, *models) | {VOTE: vote_gains(questions, task.answer)}
+            )
+            for measured, questions in measures.items()
+        },
+    }
+
+
+def judged_by_answer(question: Question, instance: Instance) -> Question:
+    """The question, in which a candidate is worth 1 if it has the reference's final answer, else 0."""
+    right = final_answer(instance.references[0])
+    gains = np.array([final_answer(candidate) == right for candidate in question.candidates], dtype=np.float64)
+    return replace(question, gains=gains)
+
+
+def vote_gains(questions: Sequence[Question], answer: Callable[[str], str]) -> FloatArray:
+    """(n,) float64: the gain of the first recorded candidate that has the commonest answer (self-consistency).
+
+    Of equally common answers the first counts; NaN where nothing is recorded but choices.
+    """
+    gains = np.full(len(questions), np.nan)
+    for number, question in enumerate(questions):
+        texts = [response.text for response in question.recorded if response.source != CHOICE]
+        if texts:
+            answers = [answer(text) for text in texts]
+            winner = Counter(answers).most_common(1)[0][0]
+            gains[number] = question.gains[question.candidates.index(texts[answers.index(winner)])]
+    return gains
+
+
+def shown(compared: Mapping[str, Any]) -> str:
+    """Every method's worth in %, none counted as 0, and how far the adapted model is ahead of it where it has any."""
+    rows = []
+    for method in compared["methods"]:
+        if method["answered"] >= LEAST_ANSWERED * compared["questions"]:
+            worth = method.get("zero_where_missing", method["average"])
+            estimates = (worth, method["closed"], method["ahead"]["after"])
+            rows.append([method["name"], *map(percent, estimates)])
+    return table(["pick", "worth", "of the way from random to oracle", "after is ahead by"], rows)
+
+
+def percent(estimate: Mapping[str, float]) -> str:
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Sampling: instances get candidates, responses that a language model gives, and are written in Parquet shards.
+
+The decodings are those of the Cappy paper (Tan et al., 2023): beam search once, and four samples each of plain
+sampling, temperature 0.9, top-k 40 (Fan et al., 2018) and nucleus 0.95 (Holtzman et al., 2020).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from tqdm import tqdm
+
+from cappy_lite.arguments import check_count
+from cappy_lite.errors import InputValueError
+from cappy_train.files import Source, find_files
+from cappy_train.instances import Candidate, Instance, arrow_schema, arrow_table, read_instances, writable
+from cappy_train.shards import Plan, Shards, input_digests, open_writer
+
+SHARD_INSTANCES = 256
+MAX_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How some responses to an instruction are chosen.
+
+    source: the name that the candidates get.
+    samples: how many are drawn, each by itself.
+    temperature: what logits are divided by.
+    top_k: draw among so many likeliest tokens; None: among all.
+    top_p: draw among the likeliest tokens that have so much probability together, 0 to 1; None: among all.
+    beams: the width of a beam search, which draws nothing and gives one response; 1: none.
+    """
+
+    source: str
+    samples: int = 4
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    beams: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "beams"):
+            check_count(name, getattr(self, name))
+        if self.top_k is not None:
+            check_count("top_k", self.top_k)
+        if not 0 < self.temperature < float("inf"):
+            raise InputValueError(f"temperature is {self.temperature}: give a number above 0")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputValueError(f"top_p is {self.top_p}: give a number above 0, at most 1")
+        if self.beams > 1 and (self.samples, self.temperature, self.top_k, self.top_p) != (1, 1.0, None, None):
+            raise InputValueError("a beam search has one sample, and neither temperature nor top_k nor top_p")
+
+
+PAPER = (
+    Decoding("beam", samples=1, beams=4),
+    Decoding("sampling"),
+    Decoding("temperature", temperature=0.9),
+    Decoding("top-k", top_k=40),
+    Decoding("nucleus", top_p=0.95),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What some instances got.
+
+    candidates: of each instance, in the order of the decodings.
+    counts: any numbers, summed up over all instances in the end.
+    notes: lines that name what went wrong with single instances.
+    """
+
+    candidates: list[list[Candidate]]
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+# Told how many instances are done, and how many tokens they got, since it was last called.
+Advance = Callable[[int, int], object]
+
+
+def no_advance(instances: int, tokens: int) -> None:
+    """An `Advance` for whom nobody waits."""
+
+
+class Sampler(Protocol):
+    """A model that gives responses: `local_models.LocalModel` or `web_models.WebModel`."""
+
+    @property
+    def plan(self) -> Plan:
+        """Which model it is and how it samples: all that its responses depend on, as JSON has it."""
+
+    def job(self, folder: Path) -> AbstractContextManager[None]:
+        """In this block, `folder` may keep what was paid for and mustn't be lost with the process."""
+
+    def sample(self, instances: Sequence[Instance], *, advance: Advance = no_advance) -> Sampled:
+        """Candidates for some instances; the same instances get the same ones."""
+
+
+def sample(
+    data: Source,
+    out: Path,
+    sampler: Sampler,
+    *,
+    split: str | None = None,
+    shard_instances: int = SHARD_INSTANCES,
+) -> Shards:
+    """Writes instances with a model's responses behind their own candidates, as Parquet shards of `arrow_schema`.
+
+    It goes on where an earlier call with the same inputs and model was interrupted, a shard being the least that is
+    kept of a local model's work, and an answer of a web model's.
+
+    Args:
+        data: files of instances, as `read_instances` takes them. They are checked as a whole before the first response.
+        out: folder for the shards; a new or an empty one, or one that this began.
+        sampler: the model.
+        split: "train", "dev" or "test": its instances alone; None: all.
+        shard_instances: instances a shard: they are in memory together.
+
+    Raises:
+        InputValueError: an input is missing or holds what is no valid instance; `out` has something else, is locked,
+            or can't be written; or the sampler has an error of its own.
+    """
+    shard_instances = check_count("shard_instances", shard_instances)
+    paths = find_files(data)
+    total = sum(1 for _ in writable(read_instances(paths, split=split)))
+    with open_writer(out, _plan(paths, sampler, split, shard_instances)) as writer:
+        if writer.finished:
+            return Shards(out)
+        done = sum(min(shard_instances, total - number * shard_instances) for number in writer.done)
+        with sampler.job(out), _Progress(total, done) as progress:
+            count = 0
+            for count, block in enumerate(_blocks(read_instances(paths, split=split), shard_instances), start=1):
+                if count - 1 in writer.done:
+                    continue
+                sampled = sampler.sample(block, advance=progress.advance)
+                instances = [
+                    replace(instance, candidates=(*instance.candidates, *candidates))
+                    for instance, candidates in zip(block, sampled.candidates, strict=True)
+                ]
+                counts = {"instances": len(block), "sampled": sum(map(len, sampled.candidates))} | sampled.counts
+                writer.write(count - 1, [arrow_table(instances)], arrow_schema(), counts=counts, notes=sampled.notes)
+        return writer.finish(count)
+
+
+def _plan(paths: Sequence[Path], sampler: Sampler, split: str | None, shard_instances: int) -> Plan:
+    return {
+        "stage": "sample",
+        # Another version may give other bytes.
+        "versions": {package: metadata.version(package) for package in ("cappy-lite", "pyarrow")},
+        "settings": {"split": split, "shard_instances": shard_instances},
+        "model": sampler.plan,
+        "inputs": input_digests(paths),
+    }
+
+
+def _blocks(instances: Iterable[Instance], size: int) -> Iterator[list[Instance]]:
+    remaining = iter(instances)
+    while block := list(islice(remaining, size)):
+        yield block
+
+
+class _Progress:
+    """A bar of instances, with tokens a second beside it."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._bar = tqdm(desc="sampling", unit=" instances", total=total, initial=done, disable=None)
+        self._begun, self._tokens = time.monotonic(), 0
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, instances: int, tokens: int) -> None:
+        self._tokens += tokens
+        rate = self._tokens / max(time.monotonic() - self._begun, 1e-9)
+        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        self._bar.update(instances)
