@@ -307,18 +307,18 @@ class Run:
         # BART's output layer adds this, untrained: so training needn't begin by learning which words are frequent.
         network.final_logits_bias.copy_(token_frequencies(examples, network.config.vocab_size))
         freeze(network, settings.frozen_layers)
-        self.working = deepcopy(network).to(torch.bfloat16)
+        working: Any = deepcopy(network)
+        self.working: BartForConditionalGeneration = working.to(torch.bfloat16)
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
         self._copies = [copy for copy in self.working.parameters() if copy.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [weight for weight in self._weights if weight.ndim > 1]},
-                {"params": [weight for weight in self._weights if weight.ndim == 1], "weight_decay": 0.0},
-            ],
-            betas=(0.9, 0.98),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        groups: list[dict[str, Any]] = [
+            {
+                "params": [weight for weight in self._weights if weight.ndim > 1],
+                "weight_decay": settings.weight_decay,
+            },
+            {"params": [weight for weight in self._weights if weight.ndim == 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
     def remaining_steps(self) -> Iterator[list[list[int]]]:
         """For each step still to do, its batches as numbers of examples."""
@@ -385,8 +385,8 @@ class Run:
 
     def _load(self, path: Path) -> None:
         state: dict[str, Any] = torch.load(path, weights_only=True)
-        steps = state.get("steps")
-        if (state["settings"], state["data"]) != (asdict(self.settings) | {"steps": steps}, self._data):
+        steps: int = state.get("steps", 0)
+        if (state.get("settings"), state.get("data")) != (asdict(self.settings) | {"steps": steps}, self._data):
             raise InputValueError(f"{path} is of a run with other settings or data: give --out another folder")
         # Until the rate falls, nothing depends on how many steps are to come.
         if self.steps != steps and state["step"] > (1 - self.settings.decay) * min(self.steps, steps):

@@ -83,6 +83,8 @@ def seq2seq_tokenizer(base: Path, *, max_tokens: int = 512) -> PreTrainedTokeniz
         tokenizer_object=tokenizer,
         model_max_length=max_tokens,
         model_input_names=["input_ids", "attention_mask"],
+        # Without this, "[SEP]" in a text would become the token that ends it.
+        split_special_tokens=True,
         bos_token="[CLS]",
         eos_token="[SEP]",
         cls_token="[CLS]",
