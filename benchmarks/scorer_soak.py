@@ -27,7 +27,7 @@ from cappy_lite.errors import TruncationWarning
 from cappy_lite.session import available_cpus
 
 # In words, one to two tokens each.
-INSTRUCTION_WORDS, CANDIDATE_WORDS, MOST_CANDIDATES = 400, 60, 64
+INSTRUCTION_WORDS, CANDIDATE_WORDS, MOST_CANDIDATES = 400, 60, 16
 WORDS = 200_000
 # How often memory is looked at, and how many calls come before the first time: these may still grow tables.
 READINGS, WARM_UP = 50, 0.02

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 # Examples differ by a thousand times in size, so a time limit on each would say nothing.
 settings.register_profile("cappy", deadline=None)
 settings.load_profile("cappy")
+
+# A shell's background jobs ignore Ctrl-C, and so would all processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests that import ONNX Runtime by themselves mustn't start its telemetry either.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

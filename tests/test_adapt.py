@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_api import KEY, MODEL, Api
+from tiny_generators import write_generator
 from tiny_joint import write_tiny_joint
 from tiny_scorer import write_tiny_scorer
 
@@ -34,7 +37,7 @@ from cappy_train.adapt import (
 from cappy_train.batches import LabelledRow, Packer
 from cappy_train.cli import main
 from cappy_train.evaluation import CONSENSUS, ORACLE, RANDOM, Method
-from cappy_train.instances import Candidate, Instance, write_instances
+from cappy_train.instances import Candidate, Instance, read_instances, write_instances
 
 ANIMALS = ("dog", "cat", "car", "house", "film", "chef", "child", "snow", "sun", "skier")
 PLACES = ("street", "mountain", "water", "house")
@@ -184,6 +187,47 @@ def test_recorded_candidates_load_no_language_model(model: Path, data: Path, tmp
     assert done.stdout.endswith("[]\n")
 
 
+def test_candidates_are_sampled_where_a_generator_is_given(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "examples.jsonl"
+    write_instances(path, [replace(example(number), candidates=()) for number in range(12)])
+    generator = write_generator(tmp_path / "generator", "gpt2")
+    options = ["--data", str(path), "--out", str(tmp_path / "out"), "--model", str(model), "--epochs", "1"]
+    assert main(["adapt", *options, "--generator", str(generator)]) == 0
+    sampled = list(read_instances(tmp_path / "out.run" / "sampled"))
+    assert {len(one.candidates) for one in sampled} == {17}
+    report = json.loads((tmp_path / "out" / "adaptation.json").read_text())
+    methods = by_name(report["picks"]["held out"])
+    assert {"beam", "sampling", "temperature", "top-k", "nucleus", "self-score, sum", "consensus"} <= set(methods)
+    assert report["data"] == ["examples.jsonl"]
+    assert "sampling" in report["seconds"]
+
+
+def test_candidates_are_sampled_by_a_web_api(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    path = tmp_path / "examples.jsonl"
+    write_instances(path, [replace(example(number), candidates=()) for number in range(6)])
+    api = Api(write_generator(tmp_path / "generator", "gpt2"))
+    thread = threading.Thread(target=api.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        options = ["--data", str(path), "--out", str(tmp_path / "out"), "--model", str(model), "--epochs", "1"]
+        assert main(["adapt", *options, "--api", api.url, "--generator", MODEL]) == 0
+    finally:
+        api.ended.set()
+        api.shutdown()
+        thread.join()
+        api.server_close()
+    report = json.loads((tmp_path / "out" / "adaptation.json").read_text())
+    assert {"sampling", "temperature", "nucleus"} <= set(by_name(report["picks"]["held out"]))
+
+
+def test_an_api_needs_a_models_name(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adapt", "--data", str(data), "--out", str(tmp_path / "out"), "--api", "http://localhost:1/v1"]) == 1
+    assert "--api needs --generator" in capsys.readouterr().err
+
+
 def test_choices_join_the_candidates(model: Path, tmp_path: Path) -> None:
     joined = with_choices(choice(0, recorded=True))
     assert [(one.text, one.source) for one in joined.candidates] == [
@@ -267,7 +311,7 @@ def test_few_examples_are_read_more_often(model: Path) -> None:
 @pytest.mark.parametrize(
     ("instances", "message"),
     [
-        ([replace(example(0), candidates=())], r"no instance has candidates or choices .* recorded"),
+        ([replace(example(0), candidates=())], r"no instance has candidates or choices .*--generator"),
         ([example(0, split="test")], "no instance of split train"),
         ([example(0)], "give two at least"),
         ([replace(example(n), candidates=example(n).candidates[:1]) for n in range(9)], "candidates differ in what"),

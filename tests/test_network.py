@@ -13,8 +13,9 @@ from tiny_training import write_tiny_bert
 from transformers import BertConfig, BertModel
 
 from cappy_lite.packing import PackedRow, pack
+from cappy_train.attention import attention_bias
 from cappy_train.batches import Batch, collate
-from cappy_train.network import ScorerNetwork, attention_bias, from_bert, packaged_minilm
+from cappy_train.network import ScorerNetwork, from_bert, packaged_minilm
 
 CLS, SEP = 2, 3
 INSTRUCTION = list(range(40, 60))

@@ -61,6 +61,7 @@ def test_the_base_is_a_name_a_folder_or_on_the_hub(tmp_path: Path, monkeypatch: 
         base_folder("no-such-folder")
     import huggingface_hub
 
+    (tmp_path / "model.safetensors").touch()
     asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
     assert base_folder("hub:owner/name") == tmp_path

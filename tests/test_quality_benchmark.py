@@ -23,7 +23,7 @@ from cappy_train.evaluation import Evaluated, compare, gains_by_method
 from cappy_train.instances import Instance
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghij"]
-HIDDEN, FEED_FORWARD, POSITIONS = 8, 16, 300
+HIDDEN, FEED_FORWARD, POSITIONS = 16, 32, 300
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def test_responses_do_not_depend_on_their_neighbours(folders: dict[str, Path], k
 
 
 @pytest.mark.parametrize("decoding", [*PAPER[1:], Decoding("all", temperature=0.5, top_k=700, top_p=0.4)])
-@pytest.mark.parametrize("spread", [0.1])
+@pytest.mark.parametrize("spread", [0.1, 4.0])
 def test_tokens_are_drawn_by_the_decodings_own_distribution(decoding: Decoding, spread: float) -> None:
     """An even grid of numbers gives each token its share, as transformers' own warpers have it."""
     logits = torch.randn(2, 1, 2000, generator=torch.Generator().manual_seed(3)) * spread
@@ -263,7 +263,7 @@ def test_sampled_instances_are_annotated(folders: dict[str, Path], tmp_path: Pat
 def job(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, bytes]]:
     """Arguments of a job with many shards, and what it writes when nobody disturbs it."""
     folder = tmp_path_factory.mktemp("job")
-    write_instances(folder / "in.jsonl", instances([f"{INSTRUCTIONS[at % 5]} {at}" for at in range(40)]))
+    write_instances(folder / "in.jsonl", instances([f"{INSTRUCTIONS[at % 5]} {at}" for at in range(24)]))
     arguments = [
         "sample",
         "--data",
@@ -278,7 +278,7 @@ def job(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> t
     return arguments, contents(folder / "out")
 
 
-@pytest.mark.parametrize("way", [signal.SIGKILL])
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT])
 def test_the_same_bytes_when_it_was_killed(
     job: tuple[list[str], dict[str, bytes]], tmp_path: Path, way: signal.Signals
 ) -> None:
@@ -290,10 +290,39 @@ def test_the_same_bytes_when_it_was_killed(
             time.sleep(0.001)
         process.send_signal(way)
     assert process.returncode == (-signal.SIGKILL if way == signal.SIGKILL else 130)
-    assert 3 <= len(list(out.glob("*.parquet"))) < 20
+    assert 3 <= len(list(out.glob("*.parquet"))) < 12
     assert main([*arguments, "--out", str(out)]) == 0
     assert contents(out) == expected
     assert main([*arguments, "--out", str(out)]) == 0
+
+
+def test_another_job_is_not_mixed_in(
+    job: tuple[list[str], dict[str, bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, expected = job
+    for name, data in expected.items():
+        (tmp_path / name).write_bytes(data)
+    assert main([*arguments, "--out", str(tmp_path), "--seed", "1"]) == 1
+    assert "model.seed was 0, and is 1 now" in capsys.readouterr().err
+    assert contents(tmp_path) == expected
+
+
+def test_a_full_disk_leaves_nothing_half_written(job: tuple[list[str], dict[str, bytes]], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["24" if argument == "2" else argument for argument in job[0]]  # instances a shard
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000));"
+        "from cappy_train.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *arguments, "--out", str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "parquet can't be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in out.iterdir()} == {".lock", "unfinished.json"}
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert len(list(read_instances(out))) == 24
 
 
 def test_bad_instances_are_found_before_the_first_response(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The stream of rows: which rows a run reads, in which order, as which batches, and how it goes on from a place."""
 
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -204,6 +206,14 @@ def test_ahead_ends_with_who_reads_it() -> None:
     assert threading.active_count() == before + 1
     stream.close()
     assert threading.active_count() == before
+
+
+def test_a_process_ends_although_a_stream_is_open() -> None:
+    script = (
+        "from itertools import count; from cappy_train.streaming import ahead; s = ahead(count(), 3); print(next(s))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "0\n")
 
 
 def test_ahead_raises_what_was_raised() -> None:

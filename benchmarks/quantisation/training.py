@@ -210,10 +210,10 @@ class RoundedLinear(nn.Module):
         self.parts = parts
         self.sizes = [len(part.bias) for part in parts]
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, states: Tensor, outputs: slice = slice(None)) -> Tensor:
         weights, biases = self.weight.split(self.sizes), self.bias.split(self.sizes)
-        outputs = [rounded_product(states, *each) for each in zip(weights, biases, self.parts, strict=True)]
-        return torch.cat(outputs, dim=-1)
+        products = [rounded_product(states, *each) for each in zip(weights, biases, self.parts, strict=True)]
+        return torch.cat(products, dim=-1)[..., outputs]
 
 
 def rounded_product(states: Tensor, weight: Tensor, bias: Tensor, part: QuantisedLinear) -> Tensor:

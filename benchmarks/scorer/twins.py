@@ -21,7 +21,7 @@ from benchmarks.scorer.rivals import FLOAT32, GRAPH, INT8, JOINT, STANDARD, Floa
 from benchmarks.scorer.sizes import open_tokenizer
 from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE, ModelConfig, read_config
 from cappy_lite.session import OUTPUT, import_onnxruntime, session_options
-from cappy_train.bert_weights import LINEARS, NORMS
+from cappy_train.bert_names import LINEARS, NORMS
 from cappy_train.export import CONFIG_FILE, seal
 from cappy_train.graph import GraphWeights, float_weights, joint_twin, packed_graph, read_weights
 from cappy_train.graph_builder import save_graph

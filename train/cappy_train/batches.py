@@ -11,8 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from cappy_lite.errors import InputValueError
 from cappy_lite.packing import PackedRow, pack
 from cappy_lite.tokens import TextEncoder, read_tokenizer
 from cappy_train.network import ScorerNetwork
@@ -20,13 +22,15 @@ from cappy_train.network import ScorerNetwork
 T = TypeVar("T")
 
 # Rows are padded to a multiple of this: few shapes, and little padding.
-LENGTH_STEP = 32
+LENGTH_STEP = 16
 # So are a row's places for candidates.
 PLACES_STEP = 8
 # So many texts are encoded at a time: the tokenizer's own results take more memory than ids do.
 ENCODED_TEXTS = 4096
 # A training row ends here; responses beyond are left out of it.
 ROW_TOKENS = 640
+# What begins a row and what ends a text: BERT's, and RoBERTa's.
+SPECIAL_TOKENS = (("[CLS]", "[SEP]"), ("<s>", "</s>"))
 # Tokens of a batch when scoring.
 SCORING_TOKENS = 8192
 
@@ -83,8 +87,9 @@ class Packer:
     """Texts to packed rows, with the tokenizer in a file."""
 
     def __init__(self, tokenizer_file: Path) -> None:
-        self._encoder = TextEncoder(tokenizer_file, cls_token="[CLS]", sep_token="[SEP]")
         self._tokenizer = read_tokenizer(tokenizer_file)
+        self.cls_token, self.sep_token = special_tokens(tokenizer_file, self._tokenizer)
+        self._encoder = TextEncoder(tokenizer_file, cls_token=self.cls_token, sep_token=self.sep_token)
         self.cls_id = self._encoder.cls_id
         self.sep_id = self._encoder.sep_id
 
@@ -136,6 +141,19 @@ class Packer:
         places = -(-max(len(first.candidate_indices) for first in packed) // PLACES_STEP) * PLACES_STEP
         labels = [np.array(row.labels)[first.candidate_indices] for row, first in zip(rows, packed, strict=True)]
         return collate(packed, labels, length, places)
+
+
+def special_tokens(tokenizer_file: Path, tokenizer: Tokenizer) -> tuple[str, str]:
+    """What begins a row, and what ends each text in it, by the tokenizer's own names.
+
+    Raises:
+        InputValueError: it has no such tokens.
+    """
+    for pair in SPECIAL_TOKENS:
+        if all(tokenizer.token_to_id(token) is not None for token in pair):
+            return pair
+    names = " nor ".join(" and ".join(pair) for pair in SPECIAL_TOKENS)
+    raise InputValueError(f"{tokenizer_file} has neither the tokens {names}: give BERT's or RoBERTa's tokenizer")
 
 
 def collate(rows: Sequence[PackedRow], labels: Sequence[np.ndarray], length: int, places: int) -> Batch:

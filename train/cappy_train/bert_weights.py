@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from cappy_train.bert_names import LINEARS, NORMS, why_not_bert
 from cappy_train.graph import EMBEDDING_INPUTS, GraphWeights, Linear, Norm
 
 if TYPE_CHECKING:  # it takes seconds to load
@@ -23,34 +24,13 @@ HEADS = {
     "roberta": ("classifier.dense", "classifier.out_proj"),
     "xlm-roberta": ("classifier.dense", "classifier.out_proj"),
 }
-# Of an encoder layer's parts.
-LINEARS = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_output": "attention.output.dense",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-}
-NORMS = {"attention_norm": "attention.output.LayerNorm", "output_norm": "output.LayerNorm"}
-# Widths are read in whole vectors.
-LANES = 16
 
 FloatArray = npt.NDArray[np.float32]
 
 
 def why_not_packed(checkpoint: Checkpoint) -> str:
     """What keeps a checkpoint from being written as a graph over packed rows, or ""."""
-    config = checkpoint.network.config
-    if config.model_type not in HEADS:
-        return f"it is of type {config.model_type}, not {', '.join(HEADS)}"
-    if config.hidden_act != "gelu":
-        return f"its activation is {config.hidden_act}, not gelu"
-    if config.hidden_size % LANES or config.intermediate_size % LANES:
-        return f"its widths, {config.hidden_size} and {config.intermediate_size}, aren't multiples of {LANES}"
-    if getattr(config, "position_embedding_type", "absolute") != "absolute" or config.is_decoder:
-        return "its attention isn't BERT's own"
-    return ""
+    return why_not_bert(checkpoint.network.config.to_dict())
 
 
 def bert_graph_weights(checkpoint: Checkpoint) -> GraphWeights:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cappy_lite.errors import CappyError, InputValueError
 
 if TYPE_CHECKING:  # they take seconds to load
-    from cappy_train.sampling import Decoding
+    from cappy_train.sampling import Decoding, Sampler
     from cappy_train.training import Settings
 
 # The sources of the paper's decodings; `sampling`, which has them, takes a moment to load.
@@ -30,15 +30,17 @@ examples:
 """
 
 ADAPT_DESCRIPTION = """\
-Adapts a model to a task, by the task's own instances with candidates. They are labelled by Rouge-L; choices are
-candidates too, right or wrong. It learns from split train and stops early by split dev, or by a fifth of train where
-there is no dev; split test is for the report alone. If nothing is better than the start, the result is the start. The
-same command goes on where it was killed."""
+Adapts a model to a task, by the task's own instances with candidates: recorded ones, or sampled from a language model
+first (--generator, --api). They are labelled by Rouge-L; choices are candidates too, right or wrong. It learns from
+split train and stops early by split dev, or by a fifth of train where there is no dev; split test is for the report
+alone. If nothing is better than the start, the result is the start. The same command goes on where it was killed."""
 
 ADAPT_EXAMPLES = """\
 examples:
   cappy-train adapt --data recorded.jsonl.gz --out models/mine
   cappy-train adapt --data 'examples/*.parquet' --model models/other --out models/mine --epochs 2
+  cappy-train adapt --data examples.jsonl.gz --generator models/flan-t5-small --out models/mine
+  cappy-train adapt --data examples.jsonl.gz --api http://localhost:8000/v1 --generator my-model --out models/mine
   cappy-lite rerank --model models/mine 'Name a fruit.' 'An apple.' 'A chair.'
 """
 
@@ -378,7 +380,7 @@ def _sample(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None:
             kind = "web APIs: give --api too" if arguments.api is None else "local models, which --api is not"
             raise InputValueError(f"--{name.replace('_', '-')} is for {kind}")
-    from cappy_train.sampling import PAPER, Sampler, sample
+    from cappy_train.sampling import PAPER, sample
 
     names = ("max_new_tokens", *(LOCAL_OPTIONS if arguments.api is None else WEB_OPTIONS))
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -707,7 +709,16 @@ def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--run",
         type=Path,
         metavar="FOLDER",
-        help="folder for checkpoints (default: --out with .run)",
+        help="folder for checkpoints and sampled candidates (default: --out with .run)",
+    )
+    parser.add_argument(
+        "--generator",
+        metavar="NAME",
+        help="a language model that answers the instances first: its folder; hub:owner/name, which is downloaded; or, "
+        "with --api, its name there (default: candidates are recorded). For other decodings and limits, sample first",
+    )
+    parser.add_argument(
+        "--api", metavar="URL", help="address of the generator's web API; its key is in the variable OPENAI_API_KEY"
     )
     parser.add_argument("--epochs", type=float, metavar="X", help="the most passes over the instances (default: 3)")
     parser.add_argument(
@@ -718,13 +729,27 @@ def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _adapt(arguments: argparse.Namespace) -> None:
+    if arguments.api is not None and arguments.generator is None:
+        raise InputValueError("--api needs --generator: the model's name there")
+    if arguments.out.exists():  # told before a language model is loaded
+        raise InputValueError(f"{arguments.out} exists: give --out a new folder")
     from cappy_train.adapt import adapt, markdown
 
+    sampler: Sampler | None = None
+    if arguments.api is not None:
+        from cappy_train.web_models import WebModel
+
+        sampler = WebModel(arguments.api, arguments.generator, key=os.environ.get("OPENAI_API_KEY"))
+    elif arguments.generator is not None:
+        from cappy_train.local_models import LocalModel
+
+        sampler = LocalModel(arguments.generator, seed=arguments.seed)
     report = adapt(
         arguments.data,
         arguments.out,
         model=arguments.model,
         run=arguments.run,
+        sampler=sampler,
         epochs=arguments.epochs,
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,

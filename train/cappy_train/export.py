@@ -143,7 +143,7 @@ def write_model(
         "format_version": FORMAT_VERSION,
         **identity,
         "graph": "shared",
-        "special_tokens": {"cls": "[CLS]", "sep": "[SEP]"},
+        "special_tokens": {"cls": packer.cls_token, "sep": packer.sep_token},
         "score_activation": "sigmoid",
         "score_position": "last_sep",
         "calibration": None,

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cappy_lite.errors import InputValueError
+from cappy_train.attention import Sight
+from cappy_train.bert_names import LINEARS, NORMS, OFFSET_FAMILIES, why_not_bert
+
+EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +45,9 @@ class NetworkConfig:
 class Linear(nn.Linear):
     """Computes in its input's precision, whatever that of its weights."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+    def forward(self, input: Tensor, outputs: slice = slice(None)) -> Tensor:
+        """`outputs`: which of its outputs are wanted."""
+        return F.linear(input, self.weight[outputs].to(input.dtype), self.bias[outputs].to(input.dtype))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -63,19 +71,17 @@ class Layer(nn.Module):
         self.output = Linear(config.feed_forward, config.hidden)
         self.output_norm = LayerNorm(config.hidden, eps=config.layer_norm_eps)
 
-    def forward(self, states: Tensor, attention_bias: Tensor) -> Tensor:
-        states = self.attention_norm(states + self.attention_output(self.attend(states, attention_bias)))
+    def forward(self, states: Tensor, sight: Sight, positions: Tensor | None = None) -> Tensor:
+        """The next states, (B, L, hidden), of all tokens; or of those at `positions`, (B, K), as (B, K, hidden)."""
+        if positions is None:
+            context = sight.attend(self.query_key_value(states))
+        else:
+            key_value = self.query_key_value(states, slice(states.shape[-1], None))
+            states = states.flatten(0, 1)[positions]
+            query = self.query_key_value(states, slice(states.shape[-1]))
+            context = sight.attend_at(positions, query, key_value)
+        states = self.attention_norm(states + self.attention_output(context))
         return self.output_norm(states + self.output(F.gelu(self.intermediate(states))))
-
-    def attend(self, states: Tensor, attention_bias: Tensor) -> Tensor:
-        rows, length, hidden = states.shape
-        query, key, value = (
-            self.query_key_value(states).view(rows, length, 3, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4)
-        )
-        # Written out: on a CPU in bfloat16, heads of 32 run faster so than through scaled_dot_product_attention.
-        logits = (query * (hidden // self.heads) ** -0.5) @ key.transpose(-1, -2)
-        context = (logits + attention_bias).softmax(-1) @ value
-        return context.transpose(1, 2).reshape(rows, length, hidden)
 
 
 class ScorerNetwork(nn.Module):
@@ -101,17 +107,31 @@ class ScorerNetwork(nn.Module):
         self.head_dense = nn.Linear(config.hidden, config.hidden)
         self.head_output = nn.Linear(config.hidden, 1)
 
-    def encode(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, segment_ids: Tensor) -> Tensor:
-        """Last hidden states, (B, L, hidden), of int64 inputs (B, L). Padding has segment -1: nothing sees it."""
+    def encode(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        token_type_ids: Tensor,
+        segment_ids: Tensor,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states, (B, L, hidden), of int64 inputs (B, L). Padding has segment -1: nothing sees it.
+
+        positions: (B, K) int64, of each row's own tokens among the B * L laid end to end; then the last states of these
+            alone are computed, (B, K, hidden).
+        """
         states = self.embedding_norm(
             self.word_embeddings(input_ids)
             + self.position_embeddings(position_ids)
             + self.token_type_embeddings(token_type_ids)
-        )
-        states = states.to(self.precision)
-        bias = attention_bias(segment_ids, states.dtype)
-        for layer in self.layers:
-            states = checkpoint(layer, states, bias, use_reentrant=False) if self.recompute else layer(states, bias)
+        ).to(self.precision)
+        sight = Sight(segment_ids, self.config.heads, states.dtype)
+        for number, layer in enumerate(self.layers):
+            wanted = positions if number == len(self.layers) - 1 else None
+            if self.recompute:
+                states = checkpoint(layer, states, sight, wanted, use_reentrant=False)
+            else:
+                states = layer(states, sight, wanted)
         return states
 
     def forward(
@@ -122,48 +142,56 @@ class ScorerNetwork(nn.Module):
         segment_ids: Tensor,
         score_positions: Tensor,
     ) -> Tensor:
-        """Logits, (n,), read at `score_positions`, (n,): indices into the B * L tokens laid end to end."""
-        states = self.encode(input_ids, position_ids, token_type_ids, segment_ids)
-        last = states.flatten(0, 1)[score_positions].to(torch.float32)
-        return self.head_output(torch.tanh(self.head_dense(last))).squeeze(-1)
+        """Logits, (n,), read at `score_positions`, (n,): indices into the B * L tokens laid end to end.
 
-
-def attention_bias(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the attention logits, (B, 1, L, L): 0 where a query (row) sees a key (column), else -inf."""
-    keys, queries = segment_ids[:, None, :], segment_ids[:, :, None]
-    visible = (keys == 0) | (keys == queries)
-    bias = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
-    return bias.masked_fill(~visible, float("-inf")).unsqueeze(1)
+        The first n / B of them are the first row's, and so on.
+        """
+        positions = score_positions.view(len(input_ids), -1)
+        last = self.encode(input_ids, position_ids, token_type_ids, segment_ids, positions).to(torch.float32)
+        return self.head_output(torch.tanh(self.head_dense(last))).flatten()
 
 
 def from_bert(folder: Path) -> ScorerNetwork:
-    """A network with the encoder weights of a BERT checkpoint and a fresh head.
+    """A network with the encoder weights of a checkpoint of BERT's build, and a fresh head.
 
     Args:
-        folder: config.json and model.safetensors as transformers saves a BertModel (such as MiniLM-L6-H384).
+        folder: config.json and model.safetensors as transformers saves BERT, MiniLM, RoBERTa or XLM-RoBERTa, with any
+            head or none.
 
-    The head is drawn from torch's global generator.
+    The head is drawn from torch's global generator. A checkpoint with one token type, as RoBERTa's, has it twice, so
+    that training can tell candidates from instructions.
 
     Raises:
-        InputValueError: a file is missing.
+        InputValueError: a file is missing or damaged, or the checkpoint is of another build.
     """
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise InputValueError(f"{folder / name} is missing: give the folder of a BERT checkpoint")
-    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            raise InputValueError(f"{folder / name} is missing: give the folder of a BERT or RoBERTa checkpoint")
+    try:
+        sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        saved = load_file(folder / "model.safetensors")
+    except (ValueError, SafetensorError) as error:
+        raise InputValueError(f"{folder} can't be read ({error}): save or download the checkpoint again") from error
+    if obstacle := why_not_bert(sizes):
+        raise InputValueError(
+            f"{folder} can't become a shared-instruction network: {obstacle}. Give a BERT, MiniLM, RoBERTa or "
+            "XLM-RoBERTa; others can be scored as ordinary cross-encoders (cappy-train import)"
+        )
+    try:
+        weights = _encoder_weights(saved, sizes)
+    except KeyError as error:
+        raise InputValueError(f"{folder / 'model.safetensors'} lacks the weights {error}: save it again") from error
     config = NetworkConfig(
-        vocabulary=sizes["vocab_size"],
+        vocabulary=len(weights["word_embeddings.weight"]),
         hidden=sizes["hidden_size"],
         layers=sizes["num_hidden_layers"],
         heads=sizes["num_attention_heads"],
         feed_forward=sizes["intermediate_size"],
-        positions=sizes["max_position_embeddings"],
+        positions=len(weights["position_embeddings.weight"]),
         layer_norm_eps=sizes["layer_norm_eps"],
     )
     network = ScorerNetwork(config)
-    weights = network.state_dict()
-    weights.update(_from_bert_names(load_file(folder / "model.safetensors"), config.layers))
-    network.load_state_dict(weights)
+    network.load_state_dict(network.state_dict() | weights)
     nn.init.normal_(network.head_dense.weight, std=0.02)
     nn.init.zeros_(network.head_dense.bias)
     nn.init.normal_(network.head_output.weight, std=0.02)
@@ -183,28 +211,26 @@ def packaged_minilm() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _from_bert_names(bert: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    renamed = {
-        "word_embeddings.weight": "embeddings.word_embeddings.weight",
-        "position_embeddings.weight": "embeddings.position_embeddings.weight",
-        "token_type_embeddings.weight": "embeddings.token_type_embeddings.weight",
-        "embedding_norm.weight": "embeddings.LayerNorm.weight",
-        "embedding_norm.bias": "embeddings.LayerNorm.bias",
-    }
-    modules = {
-        "attention_output": "attention.output.dense",
-        "attention_norm": "attention.output.LayerNorm",
-        "intermediate": "intermediate.dense",
-        "output": "output.dense",
-        "output_norm": "output.LayerNorm",
-    }
-    weights = {ours: bert[theirs] for ours, theirs in renamed.items()}
-    for layer in range(layers):
-        for kind in ("weight", "bias"):
-            prefix = f"encoder.layer.{layer}"
-            weights[f"layers.{layer}.query_key_value.{kind}"] = torch.cat(
-                [bert[f"{prefix}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
-            )
-            for ours, theirs in modules.items():
-                weights[f"layers.{layer}.{ours}.{kind}"] = bert[f"{prefix}.{theirs}.{kind}"]
+def _encoder_weights(saved: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The encoder's weights by our names, of all of a checkpoint by transformers', which say the model's before them.
+
+    Raises:
+        KeyError: one is missing.
+    """
+    table = "embeddings.word_embeddings.weight"
+    (prefix,) = {name.removesuffix(table) for name in saved if name.endswith(table)} or {""}
+    weights = {f"{kind}.weight": saved[f"{prefix}embeddings.{kind}.weight"] for kind in EMBEDDINGS}
+    types = weights["token_type_embeddings.weight"]
+    weights["token_type_embeddings.weight"] = types[[0, min(1, len(types) - 1)]]
+    if sizes.get("model_type") in OFFSET_FAMILIES:
+        positions = weights["position_embeddings.weight"]
+        weights["position_embeddings.weight"] = positions[sizes["pad_token_id"] + 1 :]
+    for kind in ("weight", "bias"):
+        weights[f"embedding_norm.{kind}"] = saved[f"{prefix}embeddings.LayerNorm.{kind}"]
+        for number in range(sizes["num_hidden_layers"]):
+            theirs, ours = f"{prefix}encoder.layer.{number}", f"layers.{number}"
+            parts = {part: saved[f"{theirs}.{name}.{kind}"] for part, name in (LINEARS | NORMS).items()}
+            joined = [parts.pop(part) for part in ("query", "key", "value")]
+            weights[f"{ours}.query_key_value.{kind}"] = torch.cat(joined)
+            weights |= {f"{ours}.{part}.{kind}": weight for part, weight in parts.items()}
     return weights

@@ -145,4 +145,5 @@ def _factors(linears: Sequence[Linear], observation: Observation, smoothing: flo
 def quantised_table(table: FloatArray) -> QuantisedTable:
     """The table with a scale for each row, whose largest value is 127."""
     scales = (np.abs(table).max(axis=1, keepdims=True) / 127).astype(np.float32)
+    scales[scales == 0] = 1  # a row of zeros, as of RoBERTa's padding
     return QuantisedTable(np.rint(table / scales).astype(np.int8), scales)

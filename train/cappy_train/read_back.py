@@ -8,6 +8,7 @@ import onnx
 
 from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import GRAPH_FILE, check_files, read_config
+from cappy_train.batches import SPECIAL_TOKENS
 from cappy_train.export import FLOAT_GRAPH_FILE
 from cappy_train.graph import float_weights, read_weights, scorer_network
 from cappy_train.network import ScorerNetwork
@@ -33,10 +34,10 @@ def network_of(folder: Path) -> ScorerNetwork:
             "of graph shared and activation sigmoid, which cappy-train export makes, can be trained further: give "
             "cappy-mini, or another such model"
         )
-    if (config.cls_token, config.sep_token) != ("[CLS]", "[SEP]"):
+    if (config.cls_token, config.sep_token) not in SPECIAL_TOKENS:
         raise InputValueError(
             f"{folder} has the special tokens {config.cls_token} and {config.sep_token}: give a model "
-            "with [CLS] and [SEP]"
+            f"with {' or '.join(' and '.join(pair) for pair in SPECIAL_TOKENS)}"
         )
     check_files(folder, config)
     exact = folder / FLOAT_GRAPH_FILE

@@ -212,8 +212,12 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     made: queue.Queue[T | _End] = queue.Queue(depth)
     left = threading.Event()
 
+    def wanted() -> bool:
+        # At the end of the process too the thread must end by itself: one that was amid a library's work would crash.
+        return not left.is_set() and threading.main_thread().is_alive()
+
     def put(item: T | _End) -> None:
-        while not left.is_set():
+        while wanted():
             with suppress(queue.Full):
                 made.put(item, timeout=0.1)
                 return
@@ -222,13 +226,13 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
         try:
             for item in items:
                 put(item)
-                if left.is_set():
+                if not wanted():
                     return
             put(_End())
         except BaseException as error:  # raised again where the items are used
             put(_End(error))
 
-    thread = threading.Thread(target=make, daemon=True)
+    thread = threading.Thread(target=make)
     thread.start()
     try:
         while not isinstance(item := made.get(), _End):
