@@ -25,6 +25,7 @@ DECODINGS = ("beam", "sampling", "temperature", "top-k", "nucleus")
 EXAMPLES = """\
 examples:
   cappy-train instances --data rows.csv --templates templates.tar.gz --dataset ag_news --out ag_news.jsonl.gz
+  cappy-train generator --data instances.jsonl.gz --out runs/generator
   cappy-train annotate --data ag_news.jsonl.gz --out pairs
   cappy-train pretrain --data pairs --dev dev.jsonl.gz --out runs/mini
   cappy-train export --run runs/mini --dev dev.jsonl.gz --out models/mini --base-model MiniLM-L6-H384 --licence MIT
@@ -121,6 +122,17 @@ examples:
   cappy-train instances --list     # the data sets of the Cappy paper
 """
 
+GENERATOR_DESCRIPTION = """\
+Trains a small seq2seq on instances of many tasks, instruction to response: a language model of your own, to sample
+candidates from where no larger one is at hand. It starts from a BERT checkpoint. --out becomes a folder that
+transformers loads, and `cappy-train sample --model` with it; the same command goes on where it was killed."""
+
+GENERATOR_EXAMPLES = """\
+examples:
+  cappy-train generator --data instances.jsonl.gz --out runs/generator
+  cappy-train generator --data 'data/*.parquet' --out runs/generator --steps 2000
+"""
+
 
 DISTRACTORS_DESCRIPTION = """\
 Gives instances candidates without a language model, which annotate then labels: answers of similar and of other
@@ -172,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sample(stages)
 
     _add_annotate(stages)
+    _add_generator(stages)
 
     _add_distractors(stages)
     _add_pretrain(stages)
@@ -512,6 +525,39 @@ def _annotate(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {shards.rows:,} pairs ({counts})", file=sys.stderr)
     for note in shards.manifest["notes"]:
         print(f"left out: {note}", file=sys.stderr)
+
+
+def _add_generator(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    generator = stages.add_parser(
+        "generator",
+        help="train a small seq2seq to sample candidates from",
+        description=GENERATOR_DESCRIPTION,
+        epilog=GENERATOR_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    generator.add_argument(
+        "--data", nargs="+", required=True, metavar="IN", help="files of instances: split train is trained on"
+    )
+    generator.add_argument("--out", type=Path, required=True, help="folder of the run, and of the model at its end")
+    generator.add_argument(
+        "--base",
+        type=Path,
+        help="folder of the BERT checkpoint to start from (default: the MiniLM of the extra [train])",
+    )
+    generator.add_argument("--steps", type=int, help="optimizer steps (default: one pass over the data)")
+    generator.add_argument("--per-task", type=int, metavar="N", help="at most N instances of a task (default: 1000)")
+    generator.add_argument("--learning-rate", type=float, help="peak learning rate")
+    generator.add_argument("--seed", type=int, help="of what is drawn and of the order of batches")
+    generator.set_defaults(run_stage=_generator)
+
+
+def _generator(arguments: argparse.Namespace) -> None:
+    from cappy_train.generator import Settings, train_generator
+    from cappy_train.network import packaged_minilm
+
+    given = {field.name: getattr(arguments, field.name, None) for field in fields(Settings)}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    train_generator(arguments.data, arguments.base or packaged_minilm(), arguments.out, settings)
 
 
 def _add_distractors(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
