@@ -7,9 +7,8 @@ Rouge-L F-measure over the references.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,9 +23,10 @@ from cappy_lite.arguments import check_count
 from cappy_lite.errors import InputTypeError, InputValueError
 from cappy_lite.rouge import rouge_l_pairs
 from cappy_lite.session import available_cpus
-from cappy_train.instance_tables import Block, among, find_inputs, owners, read_blocks, texts
+from cappy_train.instance_tables import SCHEMA, Block, among, find_inputs, owners, read_blocks, texts
 from cappy_train.instances import SPLITS
-from cappy_train.shards import Plan, Shard, Shards, ShardWriter, input_digests, open_writer
+from cappy_train.shards import Plan, Shard, ShardFiles, Shards, ShardWriter, input_digests, open_writer
+from cappy_train.workers import Threads, Workers
 
 PAIRS = pa.schema(
     [
@@ -63,6 +63,7 @@ def annotate(
     shard_instances: int = SHARD_INSTANCES,
     skip_bad_rows: bool = False,
     threads: int | None = None,
+    workers: Workers | None = None,
 ) -> Shards:
     """Writes the annotated pairs of instances, and goes on where an earlier call with the same inputs was interrupted.
 
@@ -74,6 +75,7 @@ def annotate(
         shard_instances: rows of the inputs that one shard is made of. Memory grows with it.
         skip_bad_rows: leave rows out that are no valid instances, and note them in the manifest.
         threads: how many score and write; None: as many as this process may keep busy.
+        workers: what scores and writes instead of threads, such as a `cluster.Cluster`.
 
     Raises:
         InputValueError: an input is missing or damaged; rows are bad, of which the message names the first (no shard
@@ -81,7 +83,7 @@ def annotate(
         InputTypeError: an option is of the wrong type.
     """
     shard_instances = check_count("shard_instances", shard_instances)
-    workers = available_cpus() if threads is None else check_count("threads", threads)
+    threads = available_cpus() if threads is None else check_count("threads", threads)
     if split not in (None, *SPLITS):
         raise InputValueError(f"split is {split!r}: give one of {', '.join(SPLITS)}, or None for all")
     if not isinstance(seed, int):
@@ -93,9 +95,8 @@ def annotate(
     with open_writer(out, _plan(paths, settings)) as writer:
         if writer.finished:
             return Shards(out)
-        job = _Job(writer, shard_instances, seed, split)
-        count = job.run(read_blocks(paths, shard_instances, skip=writer.done), workers, skip_bad_rows)
-        return writer.finish(count)
+        job = _Job(paths, writer.files, writer.done, shard_instances, seed, split, skip_bad_rows)
+        return writer.finish(job.run(writer, workers or Threads(threads)))
 
 
 def _plan(paths: Sequence[Path], settings: Mapping[str, object]) -> Plan:
@@ -110,33 +111,29 @@ def _plan(paths: Sequence[Path], settings: Mapping[str, object]) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    writer: ShardWriter
+    """What is to be done with blocks, and where to; pickled for other machines."""
+
+    paths: Sequence[Path]
+    files: ShardFiles
+    done: frozenset[int]
     rows: int
     seed: int
     split: str | None
+    skip_bad_rows: bool
 
-    def run(self, blocks: Iterator[Block], workers: int, skip_bad_rows: bool) -> int:
+    def run(self, writer: ShardWriter, workers: Workers) -> int:
         """Annotates the blocks; returns how many there are. Reading, scoring and writing overlap."""
-        running: deque[Future[Shard]] = deque()
-        bad_rows: list[str] = []
         count = 0
-        pool = ThreadPoolExecutor(workers)
-        try:
-            with tqdm(desc="annotating", unit=" pairs", unit_scale=True, disable=None) as bar:
-                for block in blocks:
-                    count += 1
-                    if block.bad_rows and not skip_bad_rows:
-                        bad_rows += block.bad_rows
-                    # After a bad row the rest is only checked.
-                    if bad_rows or block.number in self.writer.done:
-                        continue
-                    running.append(pool.submit(self._annotate_block, block))
-                    if len(running) > workers:
-                        bar.update(sum(running.popleft().result().row_groups))
-                while running:
-                    bar.update(sum(running.popleft().result().row_groups))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        bad_rows: list[str] = []
+        results = workers.map(self.annotate_block, self.blocks)
+        with closing(results), tqdm(desc="annotating", unit=" pairs", unit_scale=True, disable=None) as bar:
+            for result in results:
+                count += 1
+                if isinstance(result, Shard):
+                    writer.add(result)
+                    bar.update(sum(result.row_groups))
+                else:
+                    bad_rows += result
         if bad_rows:
             named = "\n  ".join(bad_rows[:NAMED])
             raise InputValueError(
@@ -146,7 +143,20 @@ class _Job:
             )
         return count
 
-    def _annotate_block(self, block: Block) -> Shard:
+    def blocks(self) -> Iterator[tuple[Block, bool]]:
+        """All blocks in order, and whether each is to be annotated; after a bad row the rest is only checked."""
+        refused = False
+        for block in read_blocks(self.paths, self.rows, skip=self.done):
+            refused = refused or (bool(block.bad_rows) and not self.skip_bad_rows)
+            if refused:
+                block.table = SCHEMA.empty_table()
+            yield block, not refused and block.number not in self.done
+
+    def annotate_block(self, item: tuple[Block, bool]) -> Shard | list[str]:
+        """The block's shard; or, if it isn't to be annotated, the bad rows in it."""
+        block, wanted = item
+        if not wanted:
+            return block.bad_rows
         instances, others = block.table, 0
         if self.split is not None:
             instances = instances.filter(pc.equal(instances["split"], self.split)).combine_chunks()
@@ -159,7 +169,7 @@ class _Job:
                 "--shard-instances"
             ) from error
         counts |= {"other_splits": others, "bad_rows": len(block.bad_rows)}
-        return self.writer.write(
+        return self.files.write(
             block.number, _row_groups(pairs), PAIRS, repeated=REPEATED, counts=counts, notes=block.bad_rows
         )
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cappy_lite.errors import CappyError, InputValueError
 
 if TYPE_CHECKING:  # they take seconds to load
+    from cappy_train.cluster import Cluster
     from cappy_train.sampling import Decoding, Sampler
     from cappy_train.training import Settings
 
@@ -52,6 +55,7 @@ ANNOTATE_EXAMPLES = """\
 examples:
   cappy-train annotate --data sampled.jsonl.gz --out pairs
   cappy-train annotate --data 'sampled/*.parquet' more.jsonl --split train --out pairs
+  cappy-train annotate --data /shared/sampled --out /shared/pairs --cluster auto    # docs/cluster.md
 """
 
 EVALUATE_DESCRIPTION = """\
@@ -96,6 +100,7 @@ examples:
   cappy-train sample --data instances.jsonl.gz --api http://localhost:8000/v1 --model my-model --out sampled
   cappy-train sample --data instances.jsonl.gz --api https://api.openai.com/v1 --model gpt-4.1-nano --out sampled \\
     --max-requests 1000
+  cappy-train sample --data /shared/in.parquet --model /shared/T0_3B --out /shared/sampled --cluster auto --actors 8
   cappy-train annotate --data sampled --out pairs
 """
 
@@ -111,6 +116,8 @@ examples:
   cappy-train instances --data hub:nyu-mll/glue --templates promptsource/templates --dataset glue --subset mrpc \\
     --one-per-row --out mrpc.parquet
   cappy-train instances --data 'natural-instructions/tasks/*.json' --out superni.jsonl.gz
+  cappy-train instances --data '/shared/rows/*.parquet' --templates templates.tar.gz --dataset imdb \\
+    --out /shared/imdb.parquet --cluster auto
   cappy-train instances --list     # the data sets of the Cappy paper
 """
 
@@ -135,6 +142,7 @@ examples:
   cappy-train pretrain --data pairs --dev instances.parquet --out runs/mine
   cappy-train pretrain --data pairs --out runs/paper --losses squared=1 --epochs 2
   accelerate launch --num_processes 8 -m cappy_train.cli pretrain --data pairs --out runs/mine --batches-per-step 16
+  cappy-train pretrain --data /shared/pairs --out /shared/runs/mine --cluster auto --batches-per-step 16
 """
 
 
@@ -263,7 +271,31 @@ def _add_instances(stages: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="of Super-NaturalInstructions: show N positive examples in each instruction (default: %(default)s)",
     )
+    _add_cluster(parser)
     parser.set_defaults(run_stage=_instances)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="work on a Ray cluster: local (start one here), auto (the one that this machine is part of), or the "
+        "host:port of its head; needs the extra [cluster], and files on storage that all its machines share",
+    )
+
+
+@contextmanager
+def _cluster(arguments: argparse.Namespace, *, actors: int | None = None) -> Iterator[Cluster | None]:
+    """The cluster that --cluster names; None without it."""
+    if arguments.cluster is None:
+        yield None
+        return
+    try:
+        from cappy_train.cluster import open_cluster
+    except ModuleNotFoundError as error:
+        raise InputValueError(f"--cluster needs Ray ({error}): pip install 'cappy-lite[cluster]'") from error
+    with open_cluster(arguments.cluster, actors=actors) as cluster:
+        yield cluster
 
 
 def _instances(arguments: argparse.Namespace) -> None:
@@ -280,6 +312,8 @@ def _instances(arguments: argparse.Namespace) -> None:
     if arguments.templates is None:
         if arguments.dataset is not None:
             raise InputValueError("--dataset names the templates to use: give --templates too")
+        if arguments.cluster is not None:
+            raise InputValueError("--cluster renders templates: without --templates there is nothing to share out")
         count = convert_instances(
             data, arguments.out, format=arguments.format, split=arguments.split, examples=arguments.examples
         )
@@ -287,18 +321,20 @@ def _instances(arguments: argparse.Namespace) -> None:
         return
     if arguments.dataset is None:
         raise InputValueError("--templates needs --dataset, which says whose templates to use")
-    done = render_instances(
-        data,
-        arguments.templates,
-        arguments.dataset,
-        arguments.out,
-        subset=arguments.subset,
-        names=arguments.template,
-        one_per_row=arguments.one_per_row,
-        seed=arguments.seed,
-        split=arguments.split or "train",
-        longest=arguments.cut,
-    )
+    with _cluster(arguments) as cluster:
+        done = render_instances(
+            data,
+            arguments.templates,
+            arguments.dataset,
+            arguments.out,
+            subset=arguments.subset,
+            names=arguments.template,
+            one_per_row=arguments.one_per_row,
+            seed=arguments.seed,
+            split=arguments.split or "train",
+            longest=arguments.cut,
+            workers=cluster,
+        )
     print(done, file=sys.stderr)
 
 
@@ -355,6 +391,13 @@ def _add_sample(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     web.add_argument("--time-out", type=float, metavar="SECONDS", help="until a request has failed (default: 120)")
     web.add_argument("--max-requests", type=int, metavar="N", help="the most requests that the job may make in all")
     web.add_argument("--max-tokens", type=int, metavar="N", help="the most tokens that the job may spend in all")
+    _add_cluster(sample)
+    sample.add_argument(
+        "--actors",
+        type=int,
+        metavar="N",
+        help="with --cluster: processes that each open the model, on a GPU of its own if there are any (default: 1)",
+    )
     sample.set_defaults(run_stage=_sample)
 
 
@@ -367,31 +410,50 @@ def _sample(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None:
             kind = "web APIs: give --api too" if arguments.api is None else "local models, which --api is not"
             raise InputValueError(f"--{name.replace('_', '-')} is for {kind}")
-    from cappy_train.sampling import PAPER, sample
+    if arguments.cluster is not None and arguments.api is not None:
+        raise InputValueError("--cluster is for local models: an API is asked by one process, --concurrency at a time")
+    if arguments.cluster is None and arguments.actors is not None:
+        raise InputValueError("--actors needs --cluster")
+    from cappy_train.sampling import sample
 
-    names = ("max_new_tokens", *(LOCAL_OPTIONS if arguments.api is None else WEB_OPTIONS))
-    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    sampler: Sampler
-    if arguments.api is None:
-        from cappy_train.local_models import LocalModel
-
-        sampler = LocalModel(arguments.model, decodings=_chosen(PAPER, arguments), **options)
-    else:
-        from cappy_train.web_models import OFFERED, WebModel
-
-        variable = arguments.key_variable or "OPENAI_API_KEY"
-        key = os.environ.get(variable)
-        if arguments.key_variable and not key:
-            raise InputValueError(f"the environment variable {variable}, which --key-variable names, is not set")
-        decodings = _chosen(PAPER if arguments.decodings else OFFERED, arguments)
-        sampler = WebModel(arguments.api, arguments.model, key=key, decodings=decodings, **options)
-    shards = sample(
-        arguments.data, arguments.out, sampler, split=arguments.split, shard_instances=arguments.shard_instances
-    )
+    with _cluster(arguments, actors=arguments.actors or 1) as cluster:
+        shards = sample(
+            arguments.data,
+            arguments.out,
+            _sampler(arguments),
+            split=arguments.split,
+            shard_instances=arguments.shard_instances,
+            workers=cluster,
+        )
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in shards.manifest["counts"].items())
     print(f"{arguments.out}: {counts}", file=sys.stderr)
     for note in shards.manifest["notes"]:
         print(f"not answered: {note}", file=sys.stderr)
+
+
+def _sampler(arguments: argparse.Namespace) -> Sampler:
+    """The model to sample; with --cluster it is opened there, by each process that samples."""
+    from cappy_train.sampling import PAPER
+
+    names = ("max_new_tokens", *(LOCAL_OPTIONS if arguments.api is None else WEB_OPTIONS))
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.api is None:
+        from cappy_train.local_models import LocalModel
+
+        open_model = partial(LocalModel, arguments.model, decodings=_chosen(PAPER, arguments), **options)
+        if arguments.cluster is None:
+            return open_model()
+        from cappy_train.cluster import RemoteModel
+
+        return RemoteModel(open_model)
+    from cappy_train.web_models import OFFERED, WebModel
+
+    variable = arguments.key_variable or "OPENAI_API_KEY"
+    key = os.environ.get(variable)
+    if arguments.key_variable and not key:
+        raise InputValueError(f"the environment variable {variable}, which --key-variable names, is not set")
+    decodings = _chosen(PAPER if arguments.decodings else OFFERED, arguments)
+    return WebModel(arguments.api, arguments.model, key=key, decodings=decodings, **options)
 
 
 def _chosen(decodings: Sequence[Decoding], arguments: argparse.Namespace) -> list[Decoding]:
@@ -428,21 +490,24 @@ def _add_annotate(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="input rows a shard; memory grows with it (default: %(default)s)",
     )
     annotate.add_argument("--threads", type=int, metavar="N", help="threads to compute on (default: all)")
+    _add_cluster(annotate)
     annotate.set_defaults(run_stage=_annotate)
 
 
 def _annotate(arguments: argparse.Namespace) -> None:
     from cappy_train.annotate import annotate
 
-    shards = annotate(
-        arguments.data,
-        arguments.out,
-        seed=arguments.seed,
-        split=arguments.split,
-        shard_instances=arguments.shard_instances,
-        skip_bad_rows=arguments.skip_bad_rows,
-        threads=arguments.threads,
-    )
+    with _cluster(arguments) as cluster:
+        shards = annotate(
+            arguments.data,
+            arguments.out,
+            seed=arguments.seed,
+            split=arguments.split,
+            shard_instances=arguments.shard_instances,
+            skip_bad_rows=arguments.skip_bad_rows,
+            threads=arguments.threads,
+            workers=cluster,
+        )
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in shards.manifest["counts"].items())
     print(f"{arguments.out}: {shards.rows:,} pairs ({counts})", file=sys.stderr)
     for note in shards.manifest["notes"]:
@@ -499,6 +564,13 @@ def _add_pretrain(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "[train] has)",
     )
     add_settings(parser)
+    _add_cluster(parser)
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="with --cluster: how many train together (default: one a GPU; without any, one a machine)",
+    )
     parser.set_defaults(run_stage=_pretrain)
 
 
@@ -605,13 +677,21 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds to load, and --help needs none of it.
     from cappy_train.pretrain import PACKAGED, pretrain
 
-    pretrain(
+    if arguments.processes is not None and arguments.cluster is None:
+        raise InputValueError("--processes needs --cluster: without it, accelerate launch starts several")
+    work = partial(
+        pretrain,
         arguments.data,
         arguments.out,
         dev=arguments.dev,
         base=arguments.base or PACKAGED,
         settings=settings_of(arguments),
     )
+    with _cluster(arguments) as cluster:
+        if cluster is None:
+            work()
+        else:
+            cluster.train(work, arguments.out, processes=arguments.processes)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -56,15 +56,16 @@ PARTIAL = ".partial"
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, mark: str = "") -> Iterator[Path]:
     """A name to write to beside `path`: it becomes `path` when the block ends well, and goes away when it doesn't.
 
-    What a killed process leaves has the same name, so the next run replaces it.
+    What a killed process leaves has the same name, so the next run replaces it; unless it has a mark, as the name has
+    where several processes may write the file at the same time.
 
     Raises:
         InputValueError: it can't be written; the disk may be full.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(path.name + mark + PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,12 @@ from cappy_lite.errors import InputValueError
 from cappy_train.files import Source, find_files
 from cappy_train.instances import Instance, check_output, read_instances, write_instances
 from cappy_train.records import size
-from cappy_train.rows import is_hugging_face, open_rows
+from cappy_train.rows import Row, is_hugging_face, open_rows
 from cappy_train.templates import Nothing, Template, read_templates, render, task_name
+from cappy_train.workers import Here, Workers
+
+# Rows that are rendered at a time.
+ROWS = 256
 
 
 @dataclass(slots=True)
@@ -26,6 +32,13 @@ class Rendered:
     rows: int = 0
     instances: int = 0
     nothing: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+    def add(self, other: Rendered) -> None:
+        """Counts what another one has counted too."""
+        self.rows += other.rows
+        self.instances += other.instances
+        for name, reasons in other.nothing.items():
+            self.nothing[name].update(reasons)
 
     def __str__(self) -> str:
         lines = [f"{self.rows:,} rows gave {self.instances:,} instances"]
@@ -47,6 +60,7 @@ def render_instances(
     seed: int = 0,
     split: str = "train",
     longest: int | None = None,
+    workers: Workers | None = None,
 ) -> Rendered:
     """Renders PromptSource templates over the rows of a data set into a file of instances.
 
@@ -60,6 +74,7 @@ def render_instances(
         seed: of these draws, and of what templates draw themselves.
         split: the rows' split, after which the instances' is called: train..., dev... or validation..., test...
         longest: printed values are cut to so many characters, see `render`.
+        workers: what renders, such as a `cluster.Cluster`; None: this process.
 
     Raises:
         InputValueError: of `data`, `templates` or `out`; or no row gives an instance.
@@ -69,32 +84,83 @@ def render_instances(
         raise InputValueError(f"values can't be cut to {longest} characters, of which three are dots: give 4 or more")
     if not is_hugging_face(data):
         _refuse_overwriting(find_files(data), out)
-    chosen = _chosen(read_templates(templates, dataset, subset), names)
-    instance_split, task = split_of(split), task_name(dataset, subset)
+    job = _Job(
+        data,
+        tuple(_chosen(read_templates(templates, dataset, subset), names)),
+        subset=subset,
+        one_per_row=one_per_row,
+        seed=seed,
+        split=split,
+        task=task_name(dataset, subset),
+        instance_split=split_of(split),
+        longest=longest,
+    )
     done = Rendered()
+    with closing((workers or Here()).map(job.render, job.rows)) as parts:
+        write_instances(out, _all(parts, done, out))
+    return done
 
-    def instances(rows: Iterator[dict[str, Any]]) -> Iterator[Instance]:
-        for number, row in enumerate(rows):
-            done.rows += 1
-            order: Sequence[Template] = chosen
-            if one_per_row:
-                order = random.Random(f"{seed}:{number}").sample(chosen, len(chosen))
+
+def _all(parts: Iterable[tuple[list[Instance], Rendered]], done: Rendered, out: Path) -> Iterator[Instance]:
+    """The instances of all parts; `done` counts them."""
+    for instances, rendered in parts:
+        done.add(rendered)
+        yield from instances
+    if not done.instances:
+        raise InputValueError(f"no instance to write to {out}: {done}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be done with rows; pickled for other machines."""
+
+    data: Source
+    templates: tuple[Template, ...]
+    _: KW_ONLY
+    subset: str | None
+    one_per_row: bool
+    seed: int
+    split: str
+    task: str
+    instance_split: str
+    longest: int | None
+
+    def rows(self) -> Iterator[tuple[int, list[Row]]]:
+        """The rows of the data set, some at a time, with the number of the first."""
+        with open_rows(self.data, subset=self.subset, split=self.split) as rows:
+            for start in count(step=ROWS):
+                if not (part := list(islice(rows, ROWS))):
+                    return
+                yield start, part
+
+    def render(self, part: tuple[int, list[Row]]) -> tuple[list[Instance], Rendered]:
+        """The instances of some rows."""
+        start, rows = part
+        done = Rendered(rows=len(rows))
+        instances = []
+        for number, row in enumerate(rows, start=start):
+            order: Sequence[Template] = self.templates
+            if self.one_per_row:
+                order = random.Random(f"{self.seed}:{number}").sample(order, len(order))
             for template in order:
-                id = f"{task}:{split}:{number}:{template.name}"
-                made = render(template, row, id=id, task=task, split=instance_split, seed=seed, longest=longest)
+                id = f"{self.task}:{self.split}:{number}:{template.name}"
+                made = render(
+                    template,
+                    row,
+                    id=id,
+                    task=self.task,
+                    split=self.instance_split,
+                    seed=self.seed,
+                    longest=self.longest,
+                )
                 if isinstance(made, Nothing):
                     done.nothing[template.name][made.reason] += 1
                     continue
-                done.instances += 1
-                yield made
-                if one_per_row:
+                instances.append(made)
+                if self.one_per_row:
                     break
-        if not done.instances:
-            raise InputValueError(f"no instance to write to {out}: {done}")
-
-    with open_rows(data, subset=subset, split=split) as rows:
-        write_instances(out, instances(rows))
-    return done
+        done.instances = len(instances)
+        return instances, done
 
 
 def convert_instances(

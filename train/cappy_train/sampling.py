@@ -7,11 +7,12 @@ sampling, temperature 0.9, top-k 40 (Fan et al., 2018) and nucleus 0.95 (Holtzma
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,8 @@ from cappy_lite.arguments import check_count
 from cappy_lite.errors import InputValueError
 from cappy_train.files import Source, find_files
 from cappy_train.instances import Candidate, Instance, arrow_schema, arrow_table, read_instances, writable
-from cappy_train.shards import Plan, Shards, input_digests, open_writer
+from cappy_train.shards import Plan, Shard, ShardFiles, Shards, input_digests, open_writer
+from cappy_train.workers import Here, Workers
 
 SHARD_INSTANCES = 256
 MAX_NEW_TOKENS = 64
@@ -111,6 +113,7 @@ def sample(
     *,
     split: str | None = None,
     shard_instances: int = SHARD_INSTANCES,
+    workers: Workers | None = None,
 ) -> Shards:
     """Writes instances with a model's responses behind their own candidates, as Parquet shards of `arrow_schema`.
 
@@ -123,6 +126,8 @@ def sample(
         sampler: the model.
         split: "train", "dev" or "test": its instances alone; None: all.
         shard_instances: instances a shard: they are in memory together.
+        workers: what samples, such as a `cluster.Cluster` with actors, for a sampler that can be pickled; None: this
+            process.
 
     Raises:
         InputValueError: an input is missing or holds what is no valid instance; `out` has something else, is locked,
@@ -135,19 +140,47 @@ def sample(
         if writer.finished:
             return Shards(out)
         done = sum(min(shard_instances, total - number * shard_instances) for number in writer.done)
+        job = _Job(paths, split, shard_instances, writer.files, writer.done, sampler)
         with sampler.job(out), _Progress(total, done) as progress:
-            count = 0
-            for count, block in enumerate(_blocks(read_instances(paths, split=split), shard_instances), start=1):
-                if count - 1 in writer.done:
-                    continue
-                sampled = sampler.sample(block, advance=progress.advance)
-                instances = [
-                    replace(instance, candidates=(*instance.candidates, *candidates))
-                    for instance, candidates in zip(block, sampled.candidates, strict=True)
-                ]
-                counts = {"instances": len(block), "sampled": sum(map(len, sampled.candidates))} | sampled.counts
-                writer.write(count - 1, [arrow_table(instances)], arrow_schema(), counts=counts, notes=sampled.notes)
-        return writer.finish(count)
+            work = job.sample_block if workers else partial(job.sample_block, advance=progress.advance)
+            with closing((workers or Here()).map(work, job.blocks)) as shards:
+                for shard in shards:
+                    writer.add(shard)
+                    if workers:  # which tell of nothing before
+                        progress.advance(sum(shard.row_groups), 0)
+        return writer.finish(-(-total // shard_instances))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be done with blocks of instances, and where to; pickled for other machines."""
+
+    paths: Sequence[Path]
+    split: str | None
+    size: int
+    files: ShardFiles
+    done: frozenset[int]
+    sampler: Sampler
+
+    def blocks(self) -> Iterator[tuple[int, list[Instance]]]:
+        """The blocks of instances that have no shard yet, with their numbers."""
+        remaining = read_instances(self.paths, split=self.split)
+        for number in count():
+            if not (block := list(islice(remaining, self.size))):
+                return
+            if number not in self.done:
+                yield number, block
+
+    def sample_block(self, item: tuple[int, list[Instance]], advance: Advance = no_advance) -> Shard:
+        """The shard of a block."""
+        number, block = item
+        sampled = self.sampler.sample(block, advance=advance)
+        instances = [
+            replace(instance, candidates=(*instance.candidates, *candidates))
+            for instance, candidates in zip(block, sampled.candidates, strict=True)
+        ]
+        counts = {"instances": len(block), "sampled": sum(map(len, sampled.candidates))} | sampled.counts
+        return self.files.write(number, [arrow_table(instances)], arrow_schema(), counts=counts, notes=sampled.notes)
 
 
 def _plan(paths: Sequence[Path], sampler: Sampler, split: str | None, shard_instances: int) -> Plan:
@@ -159,12 +192,6 @@ def _plan(paths: Sequence[Path], sampler: Sampler, split: str | None, shard_inst
         "model": sampler.plan,
         "inputs": input_digests(paths),
     }
-
-
-def _blocks(instances: Iterable[Instance], size: int) -> Iterator[list[Instance]]:
-    remaining = iter(instances)
-    while block := list(islice(remaining, size)):
-        yield block
 
 
 class _Progress:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +39,9 @@ FOOTER = b"cappy"
 # A dictionary is kept up to this size; a larger one would be written out row by row.
 DICTIONARY_BYTES = 1 << 28
 MOST_NOTES = 100
+# How long to wait for a file that another machine has written.
+SEEN_SECONDS = 60.0
+_SHARED = "give an --out that all machines share under one name"
 
 # What a folder is made from and how, as JSON has it.
 Plan = dict[str, Any]
@@ -140,32 +146,17 @@ class Shards:
 _ANEW = "delete the folder and make it anew"
 
 
-class ShardWriter:
-    """A folder in the making; see `open_writer`. Several threads may write shards of different numbers."""
+@dataclass(frozen=True, slots=True)
+class ShardFiles:
+    """The shards of one plan in a folder, for whoever writes some: threads, processes, machines that see the folder.
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self._folder = folder
-        # As it will be read again.
-        self._plan: Plan = json.loads(json.dumps(plan))
-        self._plan_digest = hashlib.sha256(json.dumps(self._plan, sort_keys=True).encode()).hexdigest()
-        for path in folder.glob(f"*{PARTIAL}"):  # left by a job that was killed
-            path.unlink()
-        self.finished = (folder / MANIFEST).exists()
-        if self.finished:
-            self._check_plan(_read_json(folder / MANIFEST).get("plan"))
-            (folder / UNFINISHED).unlink(missing_ok=True)
-        elif (folder / UNFINISHED).exists():
-            self._check_plan(_read_json(folder / UNFINISHED))
-        else:
-            if any(path.name != LOCK for path in folder.iterdir()):
-                raise InputValueError(f"{folder} has other files: give --out a new or an empty folder")
-            write_json(folder / UNFINISHED, self._plan)
-        self._shards = {} if self.finished else dict(self._complete_shards())
+    A shard may be written twice, even at the same time: the bytes are the same.
 
-    @property
-    def done(self) -> frozenset[int]:
-        """Numbers of the shards that are complete."""
-        return frozenset(self._shards)
+    plan: the plan's digest.
+    """
+
+    folder: Path
+    plan: str
 
     def write(
         self,
@@ -187,15 +178,18 @@ class ShardWriter:
             notes: any lines; the manifest has the first ones of all.
 
         Raises:
-            InputValueError: the file can't be written: the disk is full, for example. What was begun is removed.
+            InputValueError: the file can't be written: the disk is full, for example. What was begun is removed. Or
+                this machine doesn't see the folder that the plan was written to.
         """
-        path = self._folder / f"shard-{number:06}.parquet"
+        if not (self.folder / UNFINISHED).exists():
+            raise InputValueError(f"{platform.node()} doesn't see {self.folder / UNFINISHED}: {_SHARED}")
+        path = self.folder / f"shard-{number:06}.parquet"
         written = [
             field.with_type(pa.dictionary(pa.int32(), field.type)) if field.name in repeated else field
             for field in schema
         ]
-        footer = {"plan": self._plan_digest, "counts": dict(counts), "notes": list(notes[:MOST_NOTES])}
-        with written_whole(path) as part:
+        footer = {"plan": self.plan, "counts": dict(counts), "notes": list(notes[:MOST_NOTES])}
+        with written_whole(path, mark=f".{token_hex(4)}") as part:
             with pq.ParquetWriter(
                 part,
                 pa.schema(written),
@@ -210,11 +204,90 @@ class ShardWriter:
                     writer.write_table(table, row_group_size=max(len(table), 1))
                 writer.add_key_value_metadata({FOOTER: json.dumps(footer).encode()})
             digest = file_digest(part)
-        self._shards[number] = shard = self._shard(path, digest)
-        return shard
+        return self._shard(path, digest)
+
+    def complete(self) -> Iterator[Shard]:
+        """The shards that are there.
+
+        Raises:
+            InputValueError: one isn't of this plan, or can't be read.
+        """
+        for path in sorted(self.folder.iterdir()):
+            if SHARD_NAME.fullmatch(path.name):
+                yield self._shard(path, file_digest(path))
+
+    def _shard(self, path: Path, digest: str) -> Shard:
+        try:
+            metadata = pq.read_metadata(path)
+            footer = json.loads(metadata.metadata[FOOTER])
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise InputValueError(f"{path} is no shard of this folder ({error}): delete it, and run again") from error
+        if footer["plan"] != self.plan:
+            raise InputValueError(f"{path} is of another job: delete the folder, or give another --out")
+        rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        return Shard(path.name, rows, path.stat().st_size, digest, footer["counts"], tuple(footer["notes"]))
+
+
+class ShardWriter:
+    """A folder in the making; see `open_writer`.
+
+    files: what writes shards, in this process or in others, which then `add`s them.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self._folder = folder
+        # As it will be read again.
+        self._plan: Plan = json.loads(json.dumps(plan))
+        self.files = ShardFiles(folder, hashlib.sha256(json.dumps(self._plan, sort_keys=True).encode()).hexdigest())
+        self._remove_partial()
+        self.finished = (folder / MANIFEST).exists()
+        if self.finished:
+            self._check_plan(_read_json(folder / MANIFEST).get("plan"))
+            (folder / UNFINISHED).unlink(missing_ok=True)
+        elif (folder / UNFINISHED).exists():
+            self._check_plan(_read_json(folder / UNFINISHED))
+        else:
+            if any(path.name != LOCK for path in folder.iterdir()):
+                raise InputValueError(f"{folder} has other files: give --out a new or an empty folder")
+            write_json(folder / UNFINISHED, self._plan)
+        self._shards = {} if self.finished else {_number(shard): shard for shard in self.files.complete()}
+
+    @property
+    def done(self) -> frozenset[int]:
+        """Numbers of the shards that are complete."""
+        return frozenset(self._shards)
+
+    def write(
+        self,
+        number: int,
+        groups: Iterable[pa.Table],
+        schema: pa.Schema,
+        *,
+        repeated: Sequence[str] = (),
+        counts: Mapping[str, int],
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Writes a shard as `ShardFiles.write` does, and takes it in."""
+        self.add(self.files.write(number, groups, schema, repeated=repeated, counts=counts, notes=notes))
+
+    def add(self, shard: Shard) -> None:
+        """Takes a shard in that `files` wrote.
+
+        Raises:
+            InputValueError: it isn't seen here, so that another machine must have written it to a folder of its own.
+        """
+        path = self._folder / shard.name
+        # A network's file system may be some seconds late.
+        given_up = time.monotonic() + SEEN_SECONDS
+        while not path.is_file() or path.stat().st_size != shard.bytes:
+            if time.monotonic() > given_up:
+                raise InputValueError(f"{path}, which a worker has written, isn't seen by {platform.node()}: {_SHARED}")
+            time.sleep(0.1)
+        self._shards[_number(shard)] = shard
 
     def finish(self, count: int) -> Shards:
         """Writes the manifest of the shards 0 to count - 1, which ends the job."""
+        self._remove_partial()
         shards = [self._shards[number] for number in range(count)]
         counts: Counter[str] = Counter()
         for shard in shards:
@@ -231,21 +304,10 @@ class ShardWriter:
         (self._folder / UNFINISHED).unlink()
         return Shards(self._folder)
 
-    def _complete_shards(self) -> Iterator[tuple[int, Shard]]:
-        for path in sorted(self._folder.iterdir()):
-            if match := SHARD_NAME.fullmatch(path.name):
-                yield int(match[1]), self._shard(path, file_digest(path))
-
-    def _shard(self, path: Path, digest: str) -> Shard:
-        try:
-            metadata = pq.read_metadata(path)
-            footer = json.loads(metadata.metadata[FOOTER])
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise InputValueError(f"{path} is no shard of this folder ({error}): delete it, and run again") from error
-        if footer["plan"] != self._plan_digest:
-            raise InputValueError(f"{path} is of another job: delete the folder, or give another --out")
-        rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-        return Shard(path.name, rows, path.stat().st_size, digest, footer["counts"], tuple(footer["notes"]))
+    def _remove_partial(self) -> None:
+        """Removes what killed processes left."""
+        for path in self._folder.glob(f"*{PARTIAL}"):
+            path.unlink(missing_ok=True)
 
     def _check_plan(self, other: object) -> None:
         theirs, ours = dict(_leaves(other)), dict(_leaves(self._plan))
@@ -255,6 +317,10 @@ class ShardWriter:
                     f"{self._folder} was begun with other inputs or settings: {key} was {theirs.get(key)!r}, and is "
                     f"{ours.get(key)!r} now: give what it was begun with, or another --out"
                 )
+
+
+def _number(shard: Shard) -> int:
+    return int(shard.name[len("shard-") : -len(".parquet")])
 
 
 @contextmanager
