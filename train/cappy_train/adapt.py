@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from cappy_lite.errors import InputValueError
 from cappy_lite.models import TOKENIZER_FILE, canonical, model_folder, read_config
@@ -323,8 +324,10 @@ def fitting_settings(
 
 
 def mean_gain(questions: Sequence[Question], network: ScorerNetwork, packer: Packer) -> float:
-    """What the network's picks are worth, averaged over tasks."""
+    """What the network's picks are worth, averaged over tasks; computed in bfloat16, as training computes it."""
+    precision, network.precision = network.precision, torch.bfloat16
     picked = picked_gains(questions, lambda pairs: network_scores(network, packer, pairs, network.config.positions))
+    network.precision = precision
     return float(task_means(questions, picked).mean())
 
 
