@@ -102,10 +102,13 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(folder:
     settings = replace(SETTINGS, steps=60, checkpoint_every=3, evaluate_every=20, average=0.9)
     instances = folder / "instances.jsonl.gz"
     arguments = {"dev": instances, "base": str(folder / "bert"), "settings": settings}
-    pretrain(folder / "pairs", tmp_path / "whole", **arguments)
-    # Processes that start in a moment, since theirs has what takes seconds to load.
+    # Processes that start in a moment, since theirs has what takes seconds to load; and alike, with as many threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cappy_train.pretrain"])
+    whole = context.Process(target=pretrain, args=(folder / "pairs", tmp_path / "whole"), kwargs=arguments)
+    whole.start()
+    whole.join()
+    assert whole.exitcode == 0
     killed, steps = tmp_path / "killed", []
     path = killed / "checkpoint.pt"
     rng = random.Random(0)
