@@ -94,9 +94,9 @@ class PairEncoder:
 
     def __init__(self, path: Path, max_tokens: int) -> None:
         self._tokenizer = read_tokenizer(path)
-        self._template = _Template.of(path, self._tokenizer)
-        self._room = max_tokens - self._template.special_tokens
-        if self._room <= INSTRUCTION_FLOOR:
+        self._template = PairTemplate.of(path, self._tokenizer)
+        self._max_tokens = max_tokens
+        if max_tokens < self._template.least_tokens:
             raise ModelError(
                 f"{path}: with max_tokens {max_tokens} in config.json, there is no room for a candidate beside "
                 f"{INSTRUCTION_FLOOR} tokens of instruction and {self._template.special_tokens} special ones: "
@@ -108,23 +108,20 @@ class PairEncoder:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def cut_lengths(self, instruction: int, candidate: int) -> Cut:
-        """Lengths that an instruction and a candidate of so many tokens keep.
-
-        The candidate comes first: the instruction gives way down to INSTRUCTION_FLOOR tokens, and only a candidate that
-        still doesn't fit is cut.
-        """
-        kept_candidate = min(candidate, self._room - min(instruction, INSTRUCTION_FLOOR))
-        return Cut(min(instruction, self._room - kept_candidate), kept_candidate)
+        """Lengths that an instruction and a candidate of so many tokens keep."""
+        return self._template.cut_lengths(instruction, candidate, self._max_tokens)
 
     def pair(self, instruction: Sequence[int], candidate: Sequence[int]) -> Pair:
         """The pair of two texts' token ids: a long instruction loses its middle, a long candidate its end."""
-        cut = self.cut_lengths(len(instruction), len(candidate))
-        return self._template.fill(cut_middle(instruction, cut.instruction), candidate[: cut.candidate])
+        return self._template.pair(instruction, candidate, self._max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class _Template:
-    """How two texts become a pair: (token, type) before, between and after them, and the types of their own tokens."""
+class PairTemplate:
+    """How two texts become a pair: (token, type) before, between and after them, and the types of their own tokens.
+
+    Training cuts and joins pairs by it too, so both read the same ones.
+    """
 
     before: list[tuple[int, int]]
     between: list[tuple[int, int]]
@@ -133,15 +130,19 @@ class _Template:
     candidate_type: int
 
     @staticmethod
-    def of(path: Path, tokenizer: Tokenizer) -> _Template:
-        """Read off a pair that the tokenizer made."""
+    def of(path: Path, tokenizer: Tokenizer) -> PairTemplate:
+        """Read off a pair that the tokenizer, of the file at `path`, made.
+
+        Raises:
+            ModelError: it doesn't make pairs.
+        """
         sample = tokenizer.encode("a", "a")
         tokens = list(zip(sample.ids, sample.type_ids, strict=True))
         places = [[at for at, text in enumerate(sample.sequence_ids) if text == number] for number in (0, 1)]
         first, second = places
         if not (first and second and first[-1] < second[0]):
             raise ModelError(f"{path} doesn't join two texts to a pair, the first one first: import the model again")
-        return _Template(
+        return PairTemplate(
             before=tokens[: first[0]],
             between=tokens[first[-1] + 1 : second[0]],
             after=tokens[second[-1] + 1 :],
@@ -153,13 +154,30 @@ class _Template:
     def special_tokens(self) -> int:
         return len(self.before) + len(self.between) + len(self.after)
 
-    def fill(self, instruction: Sequence[int], candidate: Sequence[int]) -> Pair:
+    @property
+    def least_tokens(self) -> int:
+        """How many tokens a pair must be allowed, so that there is room for a candidate beside any instruction."""
+        return self.special_tokens + INSTRUCTION_FLOOR + 1
+
+    def cut_lengths(self, instruction: int, candidate: int, max_tokens: int) -> Cut:
+        """Lengths that an instruction and a candidate of so many tokens keep within `max_tokens`.
+
+        The candidate comes first: the instruction gives way down to INSTRUCTION_FLOOR tokens, and only a candidate that
+        still doesn't fit is cut.
+        """
+        room = max_tokens - self.special_tokens
+        kept_candidate = min(candidate, room - min(instruction, INSTRUCTION_FLOOR))
+        return Cut(min(instruction, room - kept_candidate), kept_candidate)
+
+    def pair(self, instruction: Sequence[int], candidate: Sequence[int], max_tokens: int) -> Pair:
+        """The pair of two texts' token ids: a long instruction loses its middle, a long candidate its end."""
+        cut = self.cut_lengths(len(instruction), len(candidate), max_tokens)
         tokens = np.array(
             [
                 *self.before,
-                *((token, self.instruction_type) for token in instruction),
+                *((token, self.instruction_type) for token in cut_middle(instruction, cut.instruction)),
                 *self.between,
-                *((token, self.candidate_type) for token in candidate),
+                *((token, self.candidate_type) for token in candidate[: cut.candidate]),
                 *self.after,
             ],
             dtype=np.int64,

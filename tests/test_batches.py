@@ -9,8 +9,9 @@ import torch
 from tiny_training import write_tiny_bert
 
 from cappy_lite.packing import pack
-from cappy_train.batches import LabelledRow, Packer, network_scores, padded
+from cappy_train.batches import LabelledRow, Packer, padded
 from cappy_train.network import from_bert
+from cappy_train.trainable import network_scores
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,14 @@ from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import check_files, read_config
 from cappy_lite.packing import PackedRow
 from cappy_lite.session import Session, kept_outputs, session_options
-from cappy_train.batches import Packer, network_scores
+from cappy_train.batches import Packer
 from cappy_train.cli import main
 from cappy_train.evaluate import Question
 from cappy_train.export import Parity, check_parity, export, measure_parity, packed_rows, seal
 from cappy_train.graph import QuantisedLinear, graph_weights, joint_twin, packed_graph, read_weights
 from cappy_train.network import ScorerNetwork, from_bert
 from cappy_train.quantise import FLOAT_LAYERS, observe, quantise
+from cappy_train.trainable import network_scores
 
 INSTRUCTION = "put the word together: dog runs"
 CANDIDATES = ["the dog runs on the street", "a cat", "snow", "the child eats pasta in the old house on the mountain"]

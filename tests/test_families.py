@@ -13,10 +13,11 @@ from transformers import AutoModel
 
 from cappy_lite import Scorer
 from cappy_lite.errors import InputValueError
-from cappy_train.batches import Packer, network_scores
+from cappy_train.batches import Packer
 from cappy_train.export import export
 from cappy_train.network import from_bert
 from cappy_train.pretrain import pretrain
+from cappy_train.trainable import network_scores
 from cappy_train.training import Settings, trained_network
 
 SHARED = {"bert": ("[CLS]", "[SEP]"), "roberta": ("<s>", "</s>"), "xlm-roberta": ("<s>", "</s>")}

@@ -30,11 +30,12 @@ from benchmarks.quantisation.sources import dev_sets, of_model, of_run, split
 from benchmarks.scorer.sizes import equal_candidates
 from cappy_lite.packing import PackedRow, groups_of, row_of
 from cappy_lite.session import import_onnxruntime, session_options
-from cappy_train.batches import Packer, network_scores
+from cappy_train.batches import Packer
 from cappy_train.evaluate import Question
 from cappy_train.graph import Linear, QuantisedLinear, graph_weights, packed_graph, scorer_network
 from cappy_train.network import ScorerNetwork, from_bert
 from cappy_train.quantise import observe, quantise
+from cappy_train.trainable import network_scores
 
 TEXTS = {
     "put the word together: dog runs": ("the dog runs on the street", "a cat", "snow"),

@@ -15,12 +15,13 @@ from tiny_scorer import write_tiny_scorer
 from cappy_lite import Scorer
 from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import model_folder
-from cappy_train.batches import Packer, network_scores
+from cappy_train.batches import Packer
 from cappy_train.evaluate import Question
 from cappy_train.export import graph_scores
 from cappy_train.graph import graph_weights, packed_graph
 from cappy_train.network import ScorerNetwork
 from cappy_train.read_back import network_of
+from cappy_train.trainable import network_scores
 
 QUESTIONS = [
     ("put the word together: dog runs", ("the dog runs on the street", "a cat", "snow", "the child eats pasta")),

@@ -28,7 +28,7 @@ from cappy_lite.models import TOKENIZER_FILE, canonical, model_folder, read_conf
 from cappy_lite.scorer import Scorer
 from cappy_train.annotate import CHOICE
 from cappy_train.baselines import consensus_gains, has_likelihoods, self_score_gains, system_gains
-from cappy_train.batches import LabelledRow, Packer, network_scores
+from cappy_train.batches import LabelledRow, Packer
 from cappy_train.card import ADAPTED
 from cappy_train.evaluate import (
     FloatArray,
@@ -49,6 +49,7 @@ from cappy_train.network import ScorerNetwork
 from cappy_train.read_back import network_of
 from cappy_train.shards import file_digest, write_json
 from cappy_train.streaming import ListedRows, draw_responses
+from cappy_train.trainable import network_scores
 from cappy_train.training import Settings, train, trained_network
 
 if TYPE_CHECKING:  # nothing of it is loaded where candidates are recorded

@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from cappy_lite.errors import InputValueError
-from cappy_lite.packing import PackedRow, pack
+from cappy_lite.packing import INSTRUCTION_FLOOR, PackedRow, pack
+from cappy_lite.packing import SPECIAL_TOKENS as PAIR_SPECIAL_TOKENS
 from cappy_lite.tokens import TextEncoder, read_tokenizer
-from cappy_train.network import ScorerNetwork
+from cappy_train.trainable import Places
 
 T = TypeVar("T")
 
@@ -51,6 +52,10 @@ class Batch:
     score_positions: Tensor
     labels: Tensor
 
+    @property
+    def tokens(self) -> int:
+        return int((self.segment_ids >= 0).sum())
+
     def to(self, device: torch.device) -> Batch:
         """The batch in a device's memory."""
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
@@ -74,17 +79,23 @@ class LabelledRow:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """Token ids of an instruction and its responses, the responses' labels, and how the row is cut."""
+    """Token ids of an instruction and its responses, the responses' labels, and how the row is cut.
+
+    length: tokens of the longest sequence that it becomes. sequences: how many of them.
+    """
 
     instruction: Sequence[int]
     responses: tuple[Sequence[int], ...]
     labels: tuple[float, ...]
     max_tokens: int
     length: int
+    sequences: int = 1
 
 
 class Packer:
     """Texts to packed rows, with the tokenizer in a file."""
+
+    least_tokens = PAIR_SPECIAL_TOKENS + INSTRUCTION_FLOOR + 1
 
     def __init__(self, tokenizer_file: Path) -> None:
         self._tokenizer = read_tokenizer(tokenizer_file)
@@ -110,21 +121,12 @@ class Packer:
         )
 
     def token_rows(self, rows: Sequence[LabelledRow], max_tokens: Sequence[int]) -> list[TokenRow]:
-        """The rows' token ids; `max_tokens` has for each row how many tokens a pair of it may have.
-
-        Texts are encoded together, on several threads, without holding up others.
-        """
-        texts = [text for row in rows for text in (row.instruction, *row.responses)]
-        ids = (
-            array("i", encoding.ids)
-            for part in _chunks(texts, ENCODED_TEXTS)
-            for encoding in self._tokenizer.encode_batch_fast(part, add_special_tokens=False)
-        )
+        """The rows' token ids; `max_tokens` has for each row how many tokens a pair of it may have."""
         token_rows = []
-        for row, limit in zip(rows, max_tokens, strict=True):
-            instruction, *responses = islice(ids, 1 + len(row.responses))
+        encoded = encoded_rows(self._tokenizer, rows)
+        for row, limit, (instruction, responses) in zip(rows, max_tokens, encoded, strict=True):
             length = len(self._training_row(instruction, responses, limit).input_ids)
-            token_rows.append(TokenRow(instruction, tuple(responses), row.labels, limit, length))
+            token_rows.append(TokenRow(instruction, responses, row.labels, limit, length))
         return token_rows
 
     def _training_row(
@@ -141,6 +143,40 @@ class Packer:
         places = -(-max(len(first.candidate_indices) for first in packed) // PLACES_STEP) * PLACES_STEP
         labels = [np.array(row.labels)[first.candidate_indices] for row, first in zip(rows, packed, strict=True)]
         return collate(packed, labels, length, places)
+
+    def scoring_batches(
+        self, pairs: Sequence[tuple[str, Sequence[str]]], max_tokens: int
+    ) -> Iterator[tuple[Batch, Places]]:
+        """Batches that have every candidate of each (instruction, candidates) once, and whose they are."""
+        rows: list[tuple[int, PackedRow]] = []
+        for index, (instruction, candidates) in enumerate(pairs):
+            candidate_ids = [self.encode(candidate) for candidate in candidates]
+            rows += ((index, row) for row in self.pack(self.encode(instruction), candidate_ids, max_tokens))
+        rows.sort(key=lambda item: len(item[1].input_ids))
+        for part in chunks(rows, SCORING_TOKENS // ROW_TOKENS):
+            length = padded(max(len(row.input_ids) for _, row in part))
+            places = max(len(row.score_positions) for _, row in part)
+            labels = [np.zeros(len(row.score_positions)) for _, row in part]
+            batch = collate([row for _, row in part], labels, length, places)
+            yield batch, [(index, row.candidate_indices) for index, row in part]
+
+
+def encoded_rows(
+    tokenizer: Tokenizer, rows: Sequence[LabelledRow]
+) -> Iterator[tuple[Sequence[int], tuple[Sequence[int], ...]]]:
+    """Token ids of each row's instruction and of its responses, without special tokens; 4 bytes each.
+
+    Texts are encoded together, on several threads, without holding up others.
+    """
+    texts = [text for row in rows for text in (row.instruction, *row.responses)]
+    ids = (
+        array("i", encoding.ids)
+        for part in chunks(texts, ENCODED_TEXTS)
+        for encoding in tokenizer.encode_batch_fast(part, add_special_tokens=False)
+    )
+    for row in rows:
+        instruction, *responses = islice(ids, 1 + len(row.responses))
+        yield instruction, tuple(responses)
 
 
 def special_tokens(tokenizer_file: Path, tokenizer: Tokenizer) -> tuple[str, str]:
@@ -185,29 +221,7 @@ def padded(length: int) -> int:
     return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
-@torch.inference_mode()
-def network_scores(
-    network: ScorerNetwork, packer: Packer, pairs: Sequence[tuple[str, Sequence[str]]], max_tokens: int
-) -> list[np.ndarray]:
-    """Scores (float32, 0..1) of the candidates of each (instruction, candidates), in their order."""
-    device = network.word_embeddings.weight.device
-    scores = [np.empty(len(candidates), dtype=np.float32) for _, candidates in pairs]
-    rows: list[tuple[int, PackedRow]] = []
-    for index, (instruction, candidates) in enumerate(pairs):
-        candidate_ids = [packer.encode(candidate) for candidate in candidates]
-        rows += ((index, row) for row in packer.pack(packer.encode(instruction), candidate_ids, max_tokens))
-    rows.sort(key=lambda item: len(item[1].input_ids))
-    for part in _chunks(rows, SCORING_TOKENS // ROW_TOKENS):
-        length = padded(max(len(row.input_ids) for _, row in part))
-        places = max(len(row.score_positions) for _, row in part)
-        labels = [np.zeros(len(row.score_positions)) for _, row in part]
-        batch = collate([row for _, row in part], labels, length, places).to(device)
-        values = batch.logits(network).sigmoid().float().cpu().numpy()
-        for (index, row), own in zip(part, values, strict=True):
-            scores[index][row.candidate_indices] = own[: len(row.candidate_indices)]
-    return scores
-
-
-def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
+def chunks(items: list[T], size: int) -> Iterator[list[T]]:
+    """The items, so many at a time."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

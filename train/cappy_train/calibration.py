@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cappy_lite.errors import InputValueError
 from cappy_train.instances import Instance, read_instances
 
+T = TypeVar("T")
 Texts = tuple[str, str]
 
 # Some hundreds of pairs: with twice as many, scales hardly move.
@@ -34,29 +36,45 @@ def read_calibration(path: Path, *, seed: int = 0) -> Calibration:
     Raises:
         InputValueError: the file can't be read as `read_instances` does, or it has fewer than LEAST_INSTANCES.
     """
+    return calibration_of((_answered(instance) for instance in read_instances(path)), str(path), seed=seed)
+
+
+def calibration_of(asked: Iterable[tuple[str, Sequence[str]]], name: str, *, seed: int = 0) -> Calibration:
+    """Pairs of some instructions, drawn from all of them, with some of the answers of each.
+
+    Args:
+        asked: instructions, each with its answers.
+        name: of what has them, for the error.
+
+    Raises:
+        InputValueError: these are fewer than LEAST_INSTANCES.
+    """
     drawing = random.Random(seed)
-    instances = _sample(read_instances(path), drawing)
-    if len(instances) < LEAST_INSTANCES:
+    sample = _sample(asked, drawing)
+    if len(sample) < LEAST_INSTANCES:
         raise InputValueError(
-            f"{path} has {len(instances)} instances, and scales that hold for other texts take {LEAST_INSTANCES} at "
+            f"{name} has {len(sample)} instances, and scales that hold for other texts take {LEAST_INSTANCES} at "
             "least: give a file with more"
         )
     calibration = Calibration([], [])
-    for number, instance in enumerate(instances):
-        candidates = (candidate.text for candidate in instance.candidates)
-        answers = list(dict.fromkeys([*instance.references, *(instance.choices or ()), *candidates]))
+    for number, (instruction, answers) in enumerate(sample):
         chosen = drawing.sample(answers, min(ANSWERS, len(answers)))
         part = calibration.pairs if (number + 1) % HELD_OUT_STEP else calibration.held_out
-        part.extend((instance.instruction, answer) for answer in chosen)
+        part.extend((instruction, answer) for answer in chosen)
     return calibration
 
 
-def _sample(instances: Iterable[Instance], drawing: random.Random) -> list[Instance]:
+def _answered(instance: Instance) -> tuple[str, list[str]]:
+    candidates = (candidate.text for candidate in instance.candidates)
+    return instance.instruction, list(dict.fromkeys([*instance.references, *(instance.choices or ()), *candidates]))
+
+
+def _sample(items: Iterable[T], drawing: random.Random) -> list[T]:
     """Up to MOST_INSTANCES, each as likely as any other."""
-    kept: list[Instance] = []
-    for number, instance in enumerate(instances):
+    kept: list[T] = []
+    for number, item in enumerate(items):
         if number < MOST_INSTANCES:
-            kept.append(instance)
+            kept.append(item)
         elif (place := drawing.randrange(number + 1)) < MOST_INSTANCES:
-            kept[place] = instance
+            kept[place] = item
     return kept

@@ -70,7 +70,7 @@ more."""
 _JOINT_CARD = """\
 # {name}
 
-A cross-encoder for cappy-lite, imported from {base_model}: it reads an instruction and a candidate answer together, and
+A cross-encoder for cappy-lite, {origin} {base_model}: it reads an instruction and a candidate answer together, and
 gives a score of how well the candidate answers, {activation}. It runs on a CPU.
 
 ## Use
@@ -81,7 +81,7 @@ gives a score of how well the candidate answers, {activation}. It runs on a CPU.
 
 FOLDER is this folder's path. It reads up to {max_tokens} tokens of instruction and candidate together; a longer
 instruction loses its middle.
-
+{made}
 ## Precision
 
 {precision}
@@ -108,28 +108,52 @@ def model_card(
     identity: name, base_model, licence and max_tokens, as in its config; so are the figures in `training` and `parity`.
     origin: what it was trained on.
     """
-    figures = "\n".join(f"| {key} | {value:.3f} |" for key, value in training.items() if "_dev_" in key)
+    figures = _figures(training)
     return _CARD.format(**identity, layers=layers, steps=training["steps"], figures=figures, origin=origin, **parity)
 
 
 def joint_card(
-    identity: Mapping[str, object], *, activation: str, calibrated: bool, parity: Mapping[str, float | None]
+    identity: Mapping[str, object],
+    *,
+    activation: str,
+    calibrated: bool,
+    parity: Mapping[str, float | None],
+    training: Mapping[str, float] | None = None,
 ) -> str:
-    """The README.md of an imported model folder; `identity` as above, `parity` as in its config.
+    """The README.md of a joint model's folder; `identity` as above, `parity` and `training` as in its config.
 
     calibrated: whether 8 bits have fixed scales.
+    training: None: it was imported.
     """
     difference = parity["quantised_difference"]
     eight_bits = _FIXED if calibrated else _QUANTISED
     return _JOINT_CARD.format(
         **identity,
         **parity,
+        origin="imported from" if training is None else "trained from",
+        made="" if training is None else _TRAINED.format(steps=training["steps"], figures=_figures(training)),
         activation={"identity": "the network's own output", "sigmoid": "from 0 to 1"}[activation],
         precision=_FLOAT if difference is None else eight_bits,
         quantised="" if difference is None else f"; 8 bits move them by {difference:.4f} in the mean",
     )
 
 
+def _figures(training: Mapping[str, float]) -> str:
+    return "\n".join(f"| {key} | {value:.3f} |" for key, value in training.items() if "_dev_" in key)
+
+
+_TRAINED = """
+## How it was made
+
+It was trained with labels as in Cappy (Tan et al., 2023): right choices and references are worth 1, wrong choices 0,
+and other texts their best Rouge-L F-measure over the references. After {steps:.0f} steps, on dev questions held out
+from it, of tasks seen in it (`closed`: how far the mean Rouge-L of the picks comes from a random pick, 0, to the best
+one, 1):
+
+| figure | value |
+| --- | --- |
+{figures}
+"""
 _FLOAT = "All weights are float32."
 _QUANTISED = """\
 The encoder's linear layers multiply integers, inputs of 8 bits with a scale a token by weights of 7 bits with a scale a

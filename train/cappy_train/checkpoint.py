@@ -9,10 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -82,9 +89,33 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     _check_config(folder)
     network = _network(folder)
     tokenizer = _tokenizer(folder)
-    config = network.config
-    reads_types = "token_type_ids" in tokenizer.model_input_names and getattr(config, "type_vocab_size", 0) > 1
-    return Checkpoint(network, tokenizer, reads_types, min(_positions(network), tokenizer.model_max_length))
+    max_tokens = min(positions(network), tokenizer.model_max_length)
+    return Checkpoint(network, tokenizer, _reads_types(network, tokenizer), max_tokens)
+
+
+def open_base(folder: Path) -> Checkpoint:
+    """The encoder in a folder, to be trained as a network with one output, and its tokenizer.
+
+    A head with one output is kept; in place of any other or none, a new one is drawn from torch's global generator.
+    Dropout is off.
+
+    Raises:
+        InputValueError: it isn't a checkpoint of a family in FAMILIES, with a fast tokenizer.
+    """
+    _check_family(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, num_labels=1)
+    for name, value in config.to_dict().items():
+        if "dropout" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    network, report = _read_network(folder, config=config, ignore_mismatched_sizes=True)
+    encoder = f"{network.base_model_prefix}."
+    lacking = sorted(name for name in report["missing_keys"] if name.startswith(encoder) and "pooler" not in name)
+    if lacking:
+        raise InputValueError(
+            f"{folder} lacks weights that its config.json tells of, such as {lacking[0]}: download or save it again"
+        )
+    tokenizer = _tokenizer(folder)
+    return Checkpoint(network, tokenizer, _reads_types(network, tokenizer), positions(network))
 
 
 @contextmanager
@@ -105,6 +136,22 @@ def quietly() -> Iterator[None]:
 
 def _check_config(folder: Path) -> None:
     """Looks at config.json as it is, before transformers makes of it what it can."""
+    architecture = _check_family(folder)
+    if not architecture.endswith(HEAD):
+        raise InputValueError(
+            f"{folder} has no head that gives a score ({architecture}): give one that was fine-tuned for scores, "
+            f"whose architecture ends in {HEAD}"
+        )
+    outputs = AutoConfig.from_pretrained(folder, local_files_only=True).num_labels
+    if outputs != 1:
+        raise InputValueError(
+            f"{folder} has {outputs} outputs, which are classes, and a score is one: give a checkpoint with one output "
+            "(num_labels=1)"
+        )
+
+
+def _check_family(folder: Path) -> str:
+    """Looks for an encoder that can be imported; returns its architecture."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_bytes())
@@ -123,37 +170,45 @@ def _check_config(folder: Path) -> None:
         raise InputValueError(f"{folder} needs Python code of its own, which is never run: give one that doesn't")
     if kind not in FAMILIES:
         raise InputValueError(f"{folder} is of type {kind}, which can't be imported; these can: {', '.join(FAMILIES)}")
-    if not architectures[0].endswith(HEAD):
-        raise InputValueError(
-            f"{folder} has no head that gives a score ({architectures[0]}): give one that was fine-tuned for scores, "
-            f"whose architecture ends in {HEAD}"
-        )
-    outputs = AutoConfig.from_pretrained(folder, local_files_only=True).num_labels
-    if outputs != 1:
-        raise InputValueError(
-            f"{folder} has {outputs} outputs, which are classes, and a score is one: give a checkpoint with one output "
-            "(num_labels=1)"
-        )
+    return str(architectures[0])
 
 
 def _network(folder: Path) -> PreTrainedModel:
-    try:
-        network, report = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
-    except Exception as error:  # of many kinds, of transformers, safetensors and PyTorch
-        raise InputValueError(f"{folder}: its weights can't be read ({error}): download or save them again") from error
+    network, report = _read_network(folder, attn_implementation="eager")
     if report["missing_keys"] or report["mismatched_keys"]:
         names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise InputValueError(
             f"{folder} lacks weights that its config.json tells of, such as {names[0]}: download or save it again"
         )
     return network.eval()
+
+
+def _read_network(
+    folder: Path,
+    *,
+    config: PreTrainedConfig | None = None,
+    attn_implementation: str | None = None,
+    ignore_mismatched_sizes: bool = False,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The network, and what transformers reports of its weights; the options are those of `from_pretrained`."""
+    try:
+        network, report = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            attn_implementation=attn_implementation,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            output_loading_info=True,
+        )
+    except Exception as error:  # of many kinds, of transformers, safetensors and PyTorch
+        raise InputValueError(f"{folder}: its weights can't be read ({error}): download or save them again") from error
+    return network, report
+
+
+def _reads_types(network: PreTrainedModel, tokenizer: FastTokenizer) -> bool:
+    return "token_type_ids" in tokenizer.model_input_names and getattr(network.config, "type_vocab_size", 0) > 1
 
 
 def _tokenizer(folder: Path) -> FastTokenizer:
@@ -175,7 +230,7 @@ def _tokenizer(folder: Path) -> FastTokenizer:
     return tokenizer
 
 
-def _positions(network: PreTrainedModel) -> int:
+def positions(network: PreTrainedModel) -> int:
     """How many tokens the network has positions for; RoBERTa's count on from its padding token's id."""
     positions: int = network.config.max_position_embeddings
     for name, module in network.named_modules():

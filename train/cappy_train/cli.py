@@ -146,13 +146,15 @@ examples:
 """
 
 PRETRAIN_DESCRIPTION = """\
-Trains a scorer on the labelled pairs that annotate wrote, from a BERT checkpoint. The same command goes on where it was
-killed, to the same weights. On several devices: accelerate launch -m cappy_train.cli pretrain ..., or torchrun."""
+Trains a scorer on the labelled pairs that annotate wrote, from an encoder such as BERT. The same command goes on where
+it was killed, to the same weights. On several devices: accelerate launch -m cappy_train.cli pretrain ..., or
+torchrun."""
 
 PRETRAIN_EXAMPLES = """\
 examples:
   cappy-train pretrain --data pairs --dev instances.parquet --out runs/mine
   cappy-train pretrain --data pairs --out runs/paper --losses squared=1 --epochs 2
+  cappy-train pretrain --data pairs --out runs/joint --graph joint --base hub:answerdotai/ModernBERT-base
   accelerate launch --num_processes 8 -m cappy_train.cli pretrain --data pairs --out runs/mine --batches-per-step 16
   cappy-train pretrain --data /shared/pairs --out /shared/runs/mine --cluster auto --batches-per-step 16
 """
@@ -202,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--base-model", required=True, help="what the run started from, for config and model card")
     export.add_argument("--licence", required=True, help="licence of the model, such as Apache-2.0")
     export.add_argument("--name", help="name of the model (default: the name of --out)")
+    export.add_argument("--float32", action="store_true", help="of a joint model: don't round weights to 8 bits")
     export.set_defaults(run_stage=_export)
 
     _add_evaluate(stages)
@@ -606,8 +609,15 @@ def _add_pretrain(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--dev", nargs="+", metavar="IN", help="files of instances, whose split dev is evaluated on")
     parser.add_argument(
         "--base",
-        help="BERT checkpoint to start from: a folder, or hub:owner/name (default: MiniLM-L6-H384, which the extra "
+        help="checkpoint to start from: a folder, or hub:owner/name (default: MiniLM-L6-H384, which the extra "
         "[train] has)",
+    )
+    parser.add_argument(
+        "--graph",
+        choices=["shared", "joint"],
+        default="shared",
+        help="shared: reads an instruction once for all its candidates; of BERT's build (BERT, MiniLM, RoBERTa, "
+        "XLM-RoBERTa). joint: an ordinary cross-encoder; DeBERTa and ModernBERT too (default: %(default)s)",
     )
     add_settings(parser)
     _add_cluster(parser)
@@ -731,6 +741,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         arguments.out,
         dev=arguments.dev,
         base=arguments.base or PACKAGED,
+        graph=arguments.graph,
         settings=settings_of(arguments),
     )
     with _cluster(arguments) as cluster:
@@ -750,6 +761,7 @@ def _export(arguments: argparse.Namespace) -> None:
         name=arguments.name or arguments.out.resolve().name,
         base_model=arguments.base_model,
         licence=arguments.licence,
+        float32=arguments.float32,
     )
 
 

@@ -20,7 +20,7 @@ from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE
 from cappy_lite.packing import PackedRow
 from cappy_lite.session import Session, available_cpus
-from cappy_train.batches import Packer, network_scores
+from cappy_train.batches import Packer
 from cappy_train.card import PRETRAINED, model_card
 from cappy_train.evaluate import Question, dev_questions
 from cappy_train.files import Source, folder_written_whole
@@ -28,7 +28,8 @@ from cappy_train.graph import graph_weights, packed_graph
 from cappy_train.graph_builder import save_graph
 from cappy_train.network import ScorerNetwork
 from cappy_train.quantise import observe, quantise
-from cappy_train.training import LOG, trained_network
+from cappy_train.trainable import network_scores
+from cappy_train.training import LOG, graph_of, result_of, trained_state
 
 FLOAT_GRAPH_FILE = "model.fp32.onnx"
 # Where a graph's weights are that don't lie in the graph's own file.
@@ -68,10 +69,12 @@ MAX_QUANTISED_DIFFERENCE = 0.015
 MIN_SAME_PICK = 0.97
 
 
-def export(run: Path, dev: Source, out: Path, *, name: str, base_model: str, licence: str) -> None:
+def export(
+    run: Path, dev: Source, out: Path, *, name: str, base_model: str, licence: str, float32: bool = False
+) -> None:
     """Makes the model folder `out` from a run's last checkpoint, whole or not at all.
 
-    Beside the files of the model lies its float32 twin, which the model doesn't need (model.fp32.onnx).
+    Beside the files of a shared model lies its float32 twin, which the model doesn't need (model.fp32.onnx).
 
     Args:
         run: folder of a training run.
@@ -80,21 +83,33 @@ def export(run: Path, dev: Source, out: Path, *, name: str, base_model: str, lic
         name: the model's name.
         base_model: what the run started from, in words.
         licence: under what terms the model is passed on.
+        float32: of a joint model: don't round its weights to 8 bits.
 
     Raises:
-        InputValueError: `out` exists, or a file of `run` or `dev` is missing or damaged.
-        ModelError: the graph or its quantisation doesn't agree with the network as `check_parity` demands.
+        InputValueError: `out` exists, a file of `run` or `dev` is missing or damaged, or `float32` is asked of a shared
+            model.
+        ModelError: the graph or its quantisation doesn't agree with the network as `check_parity` demands, or
+            `import_checkpoint.check_joint_parity`.
     """
     if out.exists():
         raise InputValueError(f"{out} exists: give --out a new folder")
-    network = trained_network(run)
+    origin = {"name": name, "base_model": base_model, "licence": licence}
+    state = trained_state(run)
     training = training_figures(run)
+    if graph_of(state) != ScorerNetwork.graph:
+        from cappy_train.joint_export import export_joint  # transformers takes seconds to load
+
+        export_joint(state, run / TOKENIZER_FILE, dev, out, origin=origin, training=training, float32=float32)
+        return
+    if float32:
+        raise InputValueError(f"{run} trained a shared model, whose folder has 8 bits and model.fp32.onnx beside them")
+    network = result_of(ScorerNetwork, state)
     max_tokens = network.config.positions
     questions = dev_questions(dev)
     calibrating = questions[::CALIBRATION_STEP]
     checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
     with folder_written_whole(out) as folder:
-        identity = {"name": name, "base_model": base_model, "licence": licence, "max_tokens": max_tokens}
+        identity = {**origin, "max_tokens": max_tokens}
         write_model(folder, network, run / TOKENIZER_FILE, calibrating, checked, identity=identity, training=training)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,23 +109,51 @@ def import_checkpoint(
             "XLM-RoBERTa): quantise it without calibrating"
         )
     max_tokens = max_tokens or min(checkpoint.max_tokens, USUAL_MAX_TOKENS)
+    identity = {"name": name, "base_model": base_model, "licence": licence, "max_tokens": max_tokens}
     with quietly(), folder_written_whole(out) as folder:
-        checkpoint.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
-        parity = _write_graph(folder, checkpoint, max_tokens, quantise=quantise, calibration=calibration)
-        identity = {"name": name, "base_model": base_model, "licence": licence, "max_tokens": max_tokens}
-        card = joint_card(identity, activation=activation, calibrated=calibration is not None, parity=asdict(parity))
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        config = {
-            "format_version": FORMAT_VERSION,
-            **identity,
-            "graph": "joint",
-            "special_tokens": {"cls": checkpoint.tokenizer.cls_token, "sep": checkpoint.tokenizer.sep_token},
-            "score_activation": activation,
-            "calibration": None,
-            "parity": asdict(parity),
-        }
-        write_json(folder / CONFIG_FILE, config)
-        seal(folder)
+        write_joint_model(
+            folder, checkpoint, identity=identity, activation=activation, quantise=quantise, calibration=calibration
+        )
+
+
+def write_joint_model(
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    identity: Mapping[str, Any],
+    activation: str,
+    quantise: bool,
+    calibration: Calibration | None,
+    training: Mapping[str, float] | None = None,
+) -> None:
+    """Fills a folder with a cross-encoder's model: tokenizer, graph, config and card. Uses up its network.
+
+    Args:
+        folder: an empty one.
+        identity: name, base_model, licence and max_tokens, for config and card.
+        activation, quantise: as `import_checkpoint` takes them.
+        calibration: texts that 8 bits are fitted to, if the network is of BERT's build.
+        training: steps, and figures whose names have `_dev_`, for config and card; None: it was trained elsewhere.
+
+    Raises:
+        ModelError: the graph or its quantisation doesn't agree with the network as `check_joint_parity` demands.
+    """
+    checkpoint.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+    parity = _write_graph(folder, checkpoint, identity["max_tokens"], quantise=quantise, calibration=calibration)
+    calibrated = calibration is not None
+    card = joint_card(identity, activation=activation, calibrated=calibrated, parity=asdict(parity), training=training)
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    config = {
+        "format_version": FORMAT_VERSION,
+        **identity,
+        "graph": "joint",
+        "special_tokens": {"cls": checkpoint.tokenizer.cls_token, "sep": checkpoint.tokenizer.sep_token},
+        "score_activation": activation,
+        "calibration": None,
+        "parity": asdict(parity),
+    }
+    write_json(folder / CONFIG_FILE, config if training is None else {**config, "training": training})
+    seal(folder)
 
 
 def check_joint_parity(parity: JointParity, largest_output: float) -> None:
@@ -139,7 +168,7 @@ def check_joint_parity(parity: JointParity, largest_output: float) -> None:
     if difference is not None and not difference <= MAX_QUANTISED_DIFFERENCE * parity.spread:
         raise ModelError(
             f"8 bits don't hold this network: outputs move by {difference:.4f} in the mean, more than "
-            f"{MAX_QUANTISED_DIFFERENCE:.0%} of the {parity.spread:.4f} by which they vary: import it in float32"
+            f"{MAX_QUANTISED_DIFFERENCE:.0%} of the {parity.spread:.4f} by which they vary: keep it in float32"
         )
 
 

@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from cappy_lite.errors import InputValueError
 from cappy_train.attention import Sight
+from cappy_train.batches import Packer
 from cappy_train.bert_names import LINEARS, NORMS, OFFSET_FAMILIES, why_not_bert
+from cappy_train.trainable import TrainableNetwork
 
 EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
@@ -84,15 +86,16 @@ class Layer(nn.Module):
         return self.output_norm(states + self.output(F.gelu(self.intermediate(states))))
 
 
-class ScorerNetwork(nn.Module):
+class ScorerNetwork(TrainableNetwork):
     """Packed rows in, one logit a candidate out; the score is the logit's sigmoid.
 
     Shapes: B rows of L tokens, n candidates over all rows.
 
-    precision: what the layers compute in; weights, embeddings and the head are float32 all the same, since bfloat16's
-        steps are too coarse for a logit, and for small changes of weights.
-    recompute: whether training computes a layer's states again in the backward pass, rather than keep them.
+    Embeddings and the head compute in float32 whatever `precision` is, since bfloat16's steps are too coarse for a
+    logit; and weights are float32, for the sake of their small changes.
     """
+
+    graph = "shared"
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -106,6 +109,29 @@ class ScorerNetwork(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.head_dense = nn.Linear(config.hidden, config.hidden)
         self.head_output = nn.Linear(config.hidden, 1)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.config.positions
+
+    def sizes(self) -> dict[str, Any]:
+        return self.config.to_dict()
+
+    @classmethod
+    def of_sizes(cls, sizes: dict[str, Any]) -> ScorerNetwork:
+        return cls(NetworkConfig(**sizes))
+
+    def packer(self, tokenizer: Path) -> Packer:
+        return Packer(tokenizer)
+
+    def words(self) -> nn.Module:
+        return self.word_embeddings
+
+    def layers_above(self, name: str) -> int:
+        kind, number, *_ = name.split(".")
+        if kind == "layers":
+            return self.config.layers - int(number)
+        return 0 if kind.startswith("head") else self.config.layers + 1
 
     def encode(
         self,
@@ -175,7 +201,7 @@ def from_bert(folder: Path) -> ScorerNetwork:
     if obstacle := why_not_bert(sizes):
         raise InputValueError(
             f"{folder} can't become a shared-instruction network: {obstacle}. Give a BERT, MiniLM, RoBERTa or "
-            "XLM-RoBERTa; others can be scored as ordinary cross-encoders (cappy-train import)"
+            "XLM-RoBERTa; others can be trained as ordinary cross-encoders (--graph joint)"
         )
     try:
         weights = _encoder_weights(saved, sizes)

@@ -23,8 +23,9 @@ import pyarrow as pa
 
 from cappy_lite.errors import InputValueError
 from cappy_train.annotate import REPEATED
-from cappy_train.batches import LabelledRow, Packer, TokenRow, padded
+from cappy_train.batches import LabelledRow, TokenRow, padded
 from cappy_train.shards import MANIFEST, RowGroup, Shards, file_digest
+from cappy_train.trainable import TextPacker
 
 T = TypeVar("T")
 
@@ -148,7 +149,7 @@ class PlannedBatch:
     epochs: float
 
 
-def planned_batches(rows: Rows, packer: Packer, reading: Reading, start: Place) -> Iterator[PlannedBatch]:
+def planned_batches(rows: Rows, packer: TextPacker, reading: Reading, start: Place) -> Iterator[PlannedBatch]:
     """Batches from a place on, epoch after epoch without end."""
     for epoch in count(start.epoch):
         sizes = rows.sizes(epoch)
@@ -161,7 +162,9 @@ def planned_batches(rows: Rows, packer: Packer, reading: Reading, start: Place) 
                 yield PlannedBatch(batches[number], Place(epoch, window, number + 1), epoch + share)
 
 
-def _window_batches(rows: Sequence[LabelledRow], packer: Packer, reading: Reading, seed: str) -> list[list[TokenRow]]:
+def _window_batches(
+    rows: Sequence[LabelledRow], packer: TextPacker, reading: Reading, seed: str
+) -> list[list[TokenRow]]:
     rng = random.Random(seed)
     drawn = [draw_responses(row, reading.responses, rng) for row in rows]
     limits = [reading.long if rng.random() < reading.long_share else reading.short for _ in drawn]
@@ -191,12 +194,14 @@ def by_length(rows: Sequence[TokenRow], tokens: int) -> list[list[TokenRow]]:
 
     All but the last are full, so their shapes are few.
     """
-    ordered = sorted(rows, key=lambda row: -padded(row.length))
-    batches, start = [], 0
-    while start < len(ordered):
-        size = max(1, tokens // padded(ordered[start].length))
-        batches.append(ordered[start : start + size])
-        start += size
+    batches: list[list[TokenRow]] = []
+    room = 0
+    for row in sorted(rows, key=lambda row: -padded(row.length)):
+        if not batches or row.sequences > room:
+            batches.append([])
+            room = tokens // padded(row.length)
+        batches[-1].append(row)
+        room -= row.sequences
     return batches
 
 

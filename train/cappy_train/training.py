@@ -1,4 +1,4 @@
-"""The training loop: any network, any rows, one device or many.
+"""The training loop: any network of `trainable.TrainableNetwork`'s kinds, any rows, one device or many.
 
 `train` is all that others call: pre-training gives it the rows of shards (`streaming.ShardRows`), adaptation those that
 it has in memory (`streaming.ListedRows`). What a step reads follows from the settings and the place in the stream of
@@ -7,7 +7,7 @@ rows that the step before left, so a run that was killed goes on from its checkp
 Several processes, started by `accelerate launch` or `torchrun`, share each step's batches; accelerate finds how from
 what started them: DDP, FSDP, torch_xla. Every process plans the same batches and packs its own, so a step has the same
 batches however many processes there are. Weights are float32 everywhere, and the network computes in bfloat16 by itself
-(`ScorerNetwork.precision`), so neither does its arithmetic depend on that.
+(`precision`), so neither does its arithmetic depend on that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -39,12 +39,12 @@ from tqdm import tqdm
 from cappy_lite.errors import InputValueError
 from cappy_lite.models import TOKENIZER_FILE
 from cappy_lite.packing import INSTRUCTION_FLOOR, SPECIAL_TOKENS
-from cappy_train.batches import Batch, Packer, network_scores
 from cappy_train.evaluate import Question, dev_figures
 from cappy_train.files import written_whole
-from cappy_train.network import NetworkConfig, ScorerNetwork
+from cappy_train.network import ScorerNetwork
 from cappy_train.objective import check_losses, objective
 from cappy_train.streaming import Place, Reading, Rows, ahead, planned_batches
+from cappy_train.trainable import TextBatch, TextPacker, TrainableNetwork, network_scores
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -54,6 +54,7 @@ PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 MAX_GRADIENT_NORM = 1.0
 
 Weights = dict[str, Tensor]
+Network = TypeVar("Network", bound=TrainableNetwork)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class Settings:
 
 
 def train(
-    network: ScorerNetwork,
+    network: TrainableNetwork,
     rows: Rows,
     tokenizer: Path,
     out: Path,
@@ -151,11 +152,14 @@ def train(
         InputValueError: a setting doesn't fit the network or the processes, `out` holds another run or can't be
             written, rows can't be read, or the loss is no longer a number.
     """
-    if settings.long > network.config.positions:
-        raise InputValueError(f"long is {settings.long}: this network reads {network.config.positions} tokens at most")
+    packer = network.packer(tokenizer)
+    if settings.long > network.max_tokens:
+        raise InputValueError(f"long is {settings.long}: this network reads {network.max_tokens} tokens at most")
+    if settings.short < packer.least_tokens:
+        raise InputValueError(f"short is {settings.short}: this network's pairs take {packer.least_tokens} at least")
     if settings.patience is not None and not dev:
         raise InputValueError("patience needs dev questions: without them nothing tells when to stop")
-    run = _Run(network, rows, Packer(tokenizer), out, settings, dev)
+    run = _Run(network, rows, packer, out, settings, dev)
     run.resume()
     if run.is_main:
         # Only now is it sure that `out` is not another run's.
@@ -168,11 +172,17 @@ class _Run:
     """The state of a run: what a step changes, and what a checkpoint keeps."""
 
     def __init__(
-        self, network: ScorerNetwork, rows: Rows, packer: Packer, out: Path, settings: Settings, dev: Sequence[Question]
+        self,
+        network: TrainableNetwork,
+        rows: Rows,
+        packer: TextPacker,
+        out: Path,
+        settings: Settings,
+        dev: Sequence[Question],
     ) -> None:
         self.settings, self.out = settings, out
         self._rows, self._packer, self._dev = rows, packer, dev
-        self._config = network.config
+        self._kind, self._sizes = type(network), network.sizes()
         # Without a device it would take processes on CPUs for so many runs of their own.
         self._accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.is_main: bool = self._accelerator.is_main_process
@@ -186,7 +196,7 @@ class _Run:
         network.precision = PRECISIONS[settings.precision]
         network.recompute = settings.recompute
         # Words that the data lacks keep their place among those that it has.
-        network.word_embeddings.requires_grad_(False)
+        network.words().requires_grad_(False)
         self._scales, groups = parameter_groups(network, settings)
         fused = self._accelerator.device.type in ("cpu", "cuda")
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=fused)
@@ -226,7 +236,7 @@ class _Run:
                     self.save()
                     meter = Meter()
 
-    def _batches(self) -> Generator[tuple[Batch | None, Place, float], None, None]:
+    def _batches(self) -> Generator[tuple[TextBatch | None, Place, float], None, None]:
         """From where the run is: this process' batches (None: another's), the place after each, and the epochs read."""
         settings, place = self.settings, self._place
         reading = Reading(
@@ -239,14 +249,14 @@ class _Run:
         )
         processes, own = self._accelerator.num_processes, self._accelerator.process_index
 
-        def packed() -> Iterator[tuple[Batch | None, Place, float]]:
+        def packed() -> Iterator[tuple[TextBatch | None, Place, float]]:
             for number, planned in enumerate(planned_batches(self._rows, self._packer, reading, place)):
                 batch = self._packer.batch(planned.rows) if number % processes == own else None
                 yield batch, planned.after, planned.epochs
 
         return ahead(packed(), BATCHES_AHEAD)
 
-    def _take(self, batches: Sequence[tuple[Batch | None, Place, float]], meter: Meter) -> None:
+    def _take(self, batches: Sequence[tuple[TextBatch | None, Place, float]], meter: Meter) -> None:
         """One step with a step's batches."""
         settings, accelerator, before = self.settings, self._accelerator, self.done
         own = [batch for batch, _, _ in batches if batch is not None]
@@ -290,7 +300,7 @@ class _Run:
         weights = self._averaged() if self._average else self._weights()
         figures: list[dict[str, float]] = [{}]
         if self.is_main:
-            network = network_of(self._config, weights).to(self._accelerator.device)
+            network = network_of(self._kind, self._sizes, weights).to(self._accelerator.device)
             network.precision = PRECISIONS[self.settings.precision]
             figures = [
                 dev_figures(self._dev, lambda pairs: network_scores(network, self._packer, pairs, self.settings.long))
@@ -338,7 +348,8 @@ class _Run:
             return
         state = {
             "settings": asdict(self.settings),
-            "sizes": self._config.to_dict(),
+            "graph": self._kind.graph,
+            "sizes": self._sizes,
             "data": self._rows.fingerprint,
             "step": self.step,
             "place": asdict(self._place),
@@ -360,8 +371,13 @@ class _Run:
         if not path.exists():
             return
         state = read_checkpoint(path)
-        ours = {**asdict(self.settings), "data": self._rows.fingerprint, "sizes": self._config.to_dict()}
-        theirs = {**state["settings"], "data": state["data"], "sizes": state["sizes"]}
+        ours = {
+            "graph": self._kind.graph,
+            **asdict(self.settings),
+            "data": self._rows.fingerprint,
+            "sizes": self._sizes,
+        }
+        theirs = {"graph": graph_of(state), **state["settings"], "data": state["data"], "sizes": state["sizes"]}
         for name in [*ours, *theirs]:
             if ours.get(name) != theirs.get(name):
                 raise InputValueError(
@@ -417,8 +433,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def trained_network(run: Path) -> ScorerNetwork:
-    """The result of a run's last checkpoint, in float32: the best weights, else their average, else the last ones.
+def graph_of(state: dict[str, Any]) -> str:
+    """The kind of network that a checkpoint is of."""
+    return str(state.get("graph", ScorerNetwork.graph))  # older ones don't say
+
+
+def trained_state(run: Path) -> dict[str, Any]:
+    """A run's last checkpoint.
 
     Raises:
         InputValueError: the folder has no checkpoint.
@@ -426,33 +447,52 @@ def trained_network(run: Path) -> ScorerNetwork:
     path = run / CHECKPOINT
     if not path.exists():
         raise InputValueError(f"{path} is missing: give the --out folder of a training run")
-    state = read_checkpoint(path)
-    best = (state.get("best") or {}).get("weights")
-    return network_of(NetworkConfig(**state["sizes"]), best or state.get("average") or state["network"])
+    return read_checkpoint(path)
 
 
-def network_of(config: NetworkConfig, weights: Weights) -> ScorerNetwork:
-    """A network with these weights, in float32."""
-    network = ScorerNetwork(config)
+def result_weights(state: dict[str, Any]) -> Weights:
+    """The result that a checkpoint holds: the best weights, else their average, else the last ones."""
+    best: Weights | None = (state.get("best") or {}).get("weights")
+    return best or state.get("average") or state["network"]
+
+
+def result_of(kind: type[Network], state: dict[str, Any]) -> Network:
+    """The same as a network, in float32."""
+    return network_of(kind, state["sizes"], result_weights(state))
+
+
+def trained_network(run: Path) -> ScorerNetwork:
+    """The result of a run of a shared-instruction network.
+
+    Raises:
+        InputValueError: the folder has no checkpoint, or one of another kind.
+    """
+    state = trained_state(run)
+    if graph_of(state) != ScorerNetwork.graph:
+        raise InputValueError(f"{run} trained a {graph_of(state)} model, and a {ScorerNetwork.graph} one is needed")
+    return result_of(ScorerNetwork, state)
+
+
+def network_of(kind: type[Network], sizes: dict[str, Any], weights: Weights) -> Network:
+    """A network of a kind with these weights, in float32."""
+    network = kind.of_sizes(sizes)
     network.load_state_dict(weights)
     return network.eval()
 
 
-def parameter_groups(network: ScorerNetwork, settings: Settings) -> tuple[list[float], list[dict[str, Any]]]:
+def parameter_groups(network: TrainableNetwork, settings: Settings) -> tuple[list[float], list[dict[str, Any]]]:
     """AdamW's groups of the weights that are trained, and by how much of the learning rate each group goes.
 
     Only matrices decay. Layers further from the head go slower by `layer_decay` each, embeddings most of all (as in
     ELECTRA, Clark et al., 2020).
     """
-    depth = len(network.layers)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
         if not weight.requires_grad:
             continue
-        parts = name.split(".")
-        below = 0 if parts[0].startswith("head") else depth - int(parts[1]) if parts[0] == "layers" else depth + 1
+        scale = settings.layer_decay ** network.layers_above(name) if settings.layer_decay < 1 else 1.0
         decay = settings.weight_decay if weight.ndim > 1 else 0.0
-        groups.setdefault((settings.layer_decay**below, decay), []).append(weight)
+        groups.setdefault((scale, decay), []).append(weight)
     return (
         [scale for scale, _ in groups],
         [{"params": weights, "weight_decay": decay} for (_, decay), weights in groups.items()],
@@ -475,9 +515,9 @@ class Meter:
         self.losses: list[float] = []
         self._pairs = self._tokens = 0
 
-    def count(self, batch: Batch) -> None:
+    def count(self, batch: TextBatch) -> None:
         self._pairs += int((~batch.labels.isnan()).sum())
-        self._tokens += int((batch.segment_ids >= 0).sum())
+        self._tokens += batch.tokens
 
     def figures(self) -> dict[str, float]:
         seconds = time.perf_counter() - self._start
