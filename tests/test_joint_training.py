@@ -136,7 +136,7 @@ def test_gradients_in_bfloat16_are_those_of_float32(folder: Path, tmp_path: Path
     assert exact.keys() == {name for name, _ in network.named_parameters()}
     for name, gradient in exact.items():
         if gradient.norm() > 1e-6:  # keys' biases have none
-            assert (rounded[name] - gradient).norm() < 0.06 * gradient.norm(), name
+            assert (rounded[name] - gradient).norm() < 0.1 * gradient.norm(), name
     assert not any(torch.equal(rounded[name], gradient) for name, gradient in exact.items() if gradient.norm() > 1e-6)
     network.recompute = True
     again = gradients(torch.float32)
