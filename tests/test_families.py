@@ -69,7 +69,7 @@ def test_a_tokenizer_without_special_tokens_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["modernbert", "deberta-v3"])
 def test_other_builds_are_refused(tmp_path: Path, family: str) -> None:
-    with pytest.raises(InputValueError, match=r"shared-instruction network: it is of type .*cappy-train import"):
+    with pytest.raises(InputValueError, match=r"shared-instruction network: it is of type .*--graph joint"):
         from_bert(write_checkpoint(tmp_path, family))
 
 
