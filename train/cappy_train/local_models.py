@@ -263,7 +263,10 @@ class LocalModel:
         ids, mask = (torch.tensor(array, device=self._device) for array in (padded, seen))
         if self._network.config.is_encoder_decoder:
             states = self._network.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True)[0]
-            inputs = {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": mask}
+            inputs: dict[str, Any] = {
+                "encoder_outputs": BaseModelOutput(last_hidden_state=states),
+                "attention_mask": mask,
+            }
             read = self._generate(inputs, max_new_tokens=1, return_dict_in_generate=True)
             if (found := _cache(read)) is not None:
                 name, cache = found
@@ -426,9 +429,7 @@ class _Writer(LogitsProcessor):
         return scores.scatter_(1, tokens, torch.inf)
 
     def responses(self, ends: list[int]) -> _Responses:
-        tokens, likelihoods = (
-            each.view(self._shape).transpose(0, 1) for each in (self._tokens, self._likelihoods)
-        )
+        tokens, likelihoods = (each.view(self._shape).transpose(0, 1) for each in (self._tokens, self._likelihoods))
         last = _are_ends(tokens, ends)
         last[..., -1] = True
         lengths = last.int().argmax(-1) + 1
@@ -513,10 +514,11 @@ def _bisected(weights: Tensor, wanted: Tensor) -> Tensor:
     """(n, 1), the greatest bound from which on (n, v) weights are in all what is wanted, or more."""
     # Numbers that aren't negative are in the order of their bits.
     low, high = torch.zeros_like(wanted).view(torch.int32), weights.amax(-1, keepdim=True).view(torch.int32)
+    above = torch.empty_like(weights)
     while bool((low < high).any()):
         middle = low + (high - low + 1) // 2
-        above = weights.clone().ge_(middle.view(torch.float32))
-        enough = (above[:, None] @ weights[..., None])[:, 0] >= wanted
+        torch.ge(weights, middle.view(torch.float32), out=above)
+        enough = above.mul_(weights).sum(-1, keepdim=True) >= wanted
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
     return low.view(torch.float32)
 
@@ -569,7 +571,7 @@ def _selected(inputs: dict[str, Any], rows: Tensor, *, beams: int = 1) -> dict[s
 class _OneReading(EncoderDecoderCache):
     """The cache of a seq2seq all of whose beams have read the same prompt."""
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
