@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from cappy_train import cluster
 from cappy_train.cli import main
 from cappy_train.cluster import Cluster, RemoteModel, open_cluster
 from cappy_train.shards import ShardFiles, open_writer
+from cappy_train.training import read_checkpoint
 
 # Ray leaves sockets and files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -213,6 +214,40 @@ def test_sampling_survives_an_actor(connected: Cluster, kill_busy: Callable[[str
         Cluster(actors=3)
 
 
+def test_the_commands_stage_by_stage(connected: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def opened(address: str, *, actors: int | None = None) -> Iterator[Cluster]:
+        assert address == "local"
+        yield Cluster(actors)
+
+    monkeypatch.setattr(cluster, "open_cluster", opened)
+    monkeypatch.chdir(tmp_path)
+    write_templates(tmp_path / "templates.tar.gz", {"mood": YAML})
+    Path("rows.jsonl").write_text("".join(f'{{"text": "day {number}", "label": 0}}\n' for number in range(40)))
+    write_generator(tmp_path / "t5", "t5")
+    write_tiny_bert(tmp_path / "bert")
+    for command in (
+        "instances --data rows.jsonl --templates templates.tar.gz --dataset mood --out in.parquet",
+        "sample --data in.parquet --model t5 --max-new-tokens 4 --decodings sampling --out sampled --actors 2",
+        "annotate --data sampled --out pairs",
+        "pretrain --data pairs --base bert --out run --steps 2 --batch-tokens 256 --short 140 --long 160 --processes 2",
+    ):
+        assert main([*command.split(), "--cluster", "local"]) == 0, command
+    assert read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 2
+
+
+def test_ctrl_c_ends_training_as_it_ends_other_stages() -> None:
+    @cluster._interruptible()
+    def train() -> None:
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray Train does
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_bad_rows_are_named_as_here(connected: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cappy_train.annotate import annotate
 
@@ -289,7 +324,7 @@ def test_training_is_the_same_and_survives_a_process(
     connected: Cluster, kill_busy: Callable[[str], None], tmp_path: Path
 ) -> None:
     from cappy_train.pretrain import pretrain
-    from cappy_train.training import Settings, read_checkpoint
+    from cappy_train.training import Settings
 
     pairs, _ = write_tiny_pairs(tmp_path)
     bert = str(write_tiny_bert(tmp_path / "bert"))
