@@ -37,6 +37,7 @@ from cappy_train.evaluate import FloatArray, Question
 from cappy_train.evaluation import Method, compare
 from cappy_train.instances import Instance, read_instances, write_instances
 from cappy_train.neighbours import normal
+from cappy_train.report import percent
 
 # The share of commongen's dev split that stays dev; the rest is trained on.
 DEV_SHARE = 0.2
@@ -174,11 +175,6 @@ def shown(compared: Mapping[str, Any]) -> str:
             estimates = (worth, method["closed"], method["ahead"]["after"])
             rows.append([method["name"], *map(percent, estimates)])
     return table(["pick", "worth", "of the way from random to oracle", "after is ahead by"], rows)
-
-
-def percent(estimate: Mapping[str, float]) -> str:
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 if __name__ == "__main__":
