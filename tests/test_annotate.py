@@ -253,7 +253,7 @@ def test_a_folder_of_shards_is_an_input_by_its_name(tmp_path: Path) -> None:
     with open_writer(folder, {"stage": "sample"}) as writer:
         for number in range(4):
             tables = [arrow_table(instances[number * 10 : number * 10 + 10])]
-            writer.write(number, tables, arrow_schema(), counts={})
+            writer.add(writer.files.write(number, tables, arrow_schema(), counts={}))
         with pytest.raises(InputValueError, match="no complete folder of shards: run the command that makes it again"):
             annotate([folder], tmp_path / "early")
         writer.finish(4)

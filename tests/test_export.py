@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiny_training import HIDDEN, LAYERS, write_tiny_bert, write_tiny_data
+from tiny_training import HIDDEN, LAYERS, tiny_network, write_tiny_bert, write_tiny_data
 
 from cappy_lite import Scorer
 from cappy_lite.errors import InputValueError, ModelError
@@ -24,7 +24,7 @@ from cappy_train.cli import main
 from cappy_train.evaluate import Question
 from cappy_train.export import Parity, check_parity, export, measure_parity, packed_rows, seal
 from cappy_train.graph import QuantisedLinear, graph_weights, joint_twin, packed_graph, read_weights
-from cappy_train.network import ScorerNetwork, from_bert
+from cappy_train.network import ScorerNetwork
 from cappy_train.quantise import FLOAT_LAYERS, observe, quantise
 
 INSTRUCTION = "put the word together: dog runs"
@@ -42,12 +42,7 @@ IDENTITY = {"name": "tiny", "base_model": "random weights", "licence": "MIT"}
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> ScorerNetwork:
-    torch.manual_seed(0)
-    network = from_bert(write_tiny_bert(tmp_path_factory.mktemp("bert")))
-    # A fresh head gives scores that hardly differ; one that is too steep, scores that 8 bits don't hold.
-    torch.nn.init.normal_(network.head_dense.weight, std=0.3)
-    torch.nn.init.normal_(network.head_output.weight, std=0.2)
-    return network.eval()
+    return tiny_network(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")

@@ -127,6 +127,25 @@ def test_a_lone_pair_is_what_bert_computes_but_for_one_block(network: ScorerNetw
     torch.testing.assert_close(states(network, batch_of(row)), expected, atol=1e-5, rtol=0)
 
 
+def test_gradients_in_bfloat16_are_those_in_float32(bert_folder: Path) -> None:
+    """Over some thousands of tokens: sums over them must not be rounded at each."""
+    torch.manual_seed(0)
+    network = from_bert(bert_folder)
+    torch.nn.init.normal_(network.head_output.weight)
+    rows = [packed(torch.randint(40, 90, (60,)).tolist(), CANDIDATES) for _ in range(40)]
+    batch = batch_of(*rows)
+    found = {}
+    for precision in (torch.float32, torch.bfloat16):
+        network.precision = precision
+        network.zero_grad()
+        batch.logits(network).square().mean().backward()
+        found[precision] = {name: weight.grad for name, weight in network.named_parameters()}
+    for name, exact in found[torch.float32].items():
+        # Keys' biases move all logits of a query alike, so their gradient is nothing but roundings.
+        if not name.endswith("query_key_value.bias"):
+            assert float((found[torch.bfloat16][name] - exact).norm() / exact.norm()) < 0.06, name
+
+
 def test_attention_bias_by_hand() -> None:
     bias = attention_bias(torch.tensor([[0, 1, 2, -1]]), torch.float32)
     assert bias.shape == (1, 1, 4, 4)

@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from tiny_model import tiny_tokenizer, write_config
-from tiny_training import LAYERS, write_tiny_bert, write_tiny_data
+from tiny_training import LAYERS, tiny_network, write_tiny_bert, write_tiny_data
 
 from benchmarks import markdown
 from benchmarks.quantisation import __main__ as command
@@ -33,7 +33,7 @@ from cappy_lite.session import import_onnxruntime, session_options
 from cappy_train.batches import Packer, network_scores
 from cappy_train.evaluate import Question
 from cappy_train.graph import Linear, QuantisedLinear, graph_weights, packed_graph, scorer_network
-from cappy_train.network import ScorerNetwork, from_bert
+from cappy_train.network import ScorerNetwork
 from cappy_train.quantise import observe, quantise
 
 TEXTS = {
@@ -46,11 +46,7 @@ BLOCK = 16
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> ScorerNetwork:
-    torch.manual_seed(0)
-    network = from_bert(write_tiny_bert(tmp_path_factory.mktemp("bert")))
-    torch.nn.init.normal_(network.head_dense.weight, std=0.3)
-    torch.nn.init.normal_(network.head_output.weight, std=0.2)
-    return network.eval()
+    return tiny_network(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")

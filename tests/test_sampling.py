@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from cappy_train.annotate import annotate
 from cappy_train.cli import DECODINGS, main
 from cappy_train.instances import Candidate, Instance, read_instances, write_instances
 from cappy_train.local_models import LocalModel, draw
-from cappy_train.sampling import PAPER, Decoding, sample
+from cappy_train.sampling import PAPER, Decoding, allotted, sample
 from cappy_train.shards import Shards
 
 SEQ2SEQ = ("t5", "bart", "encoder-decoder")
@@ -257,6 +258,34 @@ def test_sampled_instances_are_annotated(folders: dict[str, Path], tmp_path: Pat
     assert {file["name"] for file in model["files"]} >= {"model.safetensors", "config.json", "tokenizer.json"}
     assert (model["name"], model["seed"], model["max_new_tokens"]) == ("t5", 0, 5)
     assert annotate([tmp_path / "out"], tmp_path / "pairs").manifest["counts"]["instances"] == 2
+
+
+def test_a_limit_is_spread_over_tasks_and_draws_the_same_in_any_order(folders: dict[str, Path], tmp_path: Path) -> None:
+    given = [
+        Instance(f"{task}{at}", task, None, "say yes", ("yes",), (), None, "train")
+        for task, count in (("few", 2), ("many", 30), ("more", 40))
+        for at in range(count)
+    ]
+    drawn = []
+    for name, order in (("one", given), ("other", given[::-1])):
+        write_instances(tmp_path / f"{name}.jsonl", order)
+        model = opened(folders["t5"], decodings=PAPER[:1], max_new_tokens=1)
+        sample(tmp_path / f"{name}.jsonl", tmp_path / name, model, limit=11, shard_instances=4)
+        drawn.append([one.id for one in read_instances(tmp_path / name)])
+    assert sorted(drawn[0]) == sorted(drawn[1])
+    assert Counter(id.rstrip("0123456789") for id in drawn[0]) == {"few": 2, "many": 4, "more": 5}
+    # Not the first ones, and in the input's order.
+    assert drawn[0] != [f"{task}{at}" for task, count in (("few", 2), ("many", 4), ("more", 5)) for at in range(count)]
+    assert drawn[0] == [one.id for one in given if one.id in drawn[0]]
+    with pytest.raises(InputValueError, match="limit must be at least 1"):
+        sample(tmp_path / "one.jsonl", tmp_path / "none", model, limit=0)
+
+
+def test_what_is_allotted() -> None:
+    assert allotted({"a": 5, "b": 1, "c": 9}, 100) == {"a": 5, "b": 1, "c": 9}
+    assert allotted({"a": 5, "b": 1, "c": 9}, 8) == {"a": 3, "b": 1, "c": 4}
+    assert sum(allotted({"a": 5, "b": 1, "c": 9}, 2).values()) == 2
+    assert allotted({}, 3) == {}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from tiny_model import tiny_tokenizer, write_config
-from tiny_training import write_tiny_bert
+from tiny_training import tiny_network
 from tokenizers import Tokenizer, processors
 
 from benchmarks import markdown, scorer_soak
@@ -39,7 +39,7 @@ from cappy_train.batches import Packer
 from cappy_train.evaluate import Question as DevQuestion
 from cappy_train.export import packed_rows
 from cappy_train.graph import GraphWeights, Linear, float_weights, graph_weights, packed_graph, read_weights
-from cappy_train.network import ScorerNetwork, from_bert
+from cappy_train.network import ScorerNetwork
 from cappy_train.quantise import observe, quantise
 
 SMALL = equal_candidates(20, 3, 6)
@@ -53,11 +53,7 @@ def corpus() -> Corpus:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> ScorerNetwork:
-    torch.manual_seed(0)
-    network = from_bert(write_tiny_bert(tmp_path_factory.mktemp("bert")))
-    torch.nn.init.normal_(network.head_dense.weight, std=0.3)
-    torch.nn.init.normal_(network.head_output.weight, std=0.2)
-    return network.eval()
+    return tiny_network(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")

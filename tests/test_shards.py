@@ -24,8 +24,8 @@ def tables(*counts: int) -> list[pa.Table]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     with open_writer(tmp_path / "shards", PLAN) as writer:
-        writer.write(1, tables(4), SCHEMA, counts={"a": 2, "b": 1}, notes=["second"])
-        writer.write(0, tables(2, 3), SCHEMA, counts={"a": 1}, notes=["first"])
+        writer.add(writer.files.write(1, tables(4), SCHEMA, counts={"a": 2, "b": 1}, notes=["second"]))
+        writer.add(writer.files.write(0, tables(2, 3), SCHEMA, counts={"a": 1}, notes=["first"]))
         writer.finish(2)
     return tmp_path / "shards"
 
@@ -50,10 +50,10 @@ def test_reads_what_was_written(folder: Path) -> None:
 def test_a_later_writer_goes_on(tmp_path: Path, folder: Path) -> None:
     out = tmp_path / "again"
     with open_writer(out, PLAN) as writer:
-        writer.write(1, tables(4), SCHEMA, counts={"a": 2, "b": 1}, notes=["second"])
+        writer.add(writer.files.write(1, tables(4), SCHEMA, counts={"a": 2, "b": 1}, notes=["second"]))
     with open_writer(out, PLAN) as writer:
         assert (writer.done, writer.finished) == ({1}, False)
-        writer.write(0, tables(2, 3), SCHEMA, counts={"a": 1}, notes=["first"])
+        writer.add(writer.files.write(0, tables(2, 3), SCHEMA, counts={"a": 1}, notes=["first"]))
         writer.finish(2)
     assert [path.read_bytes() for path in sorted(out.iterdir())] == [
         path.read_bytes() for path in sorted(folder.iterdir())

@@ -15,6 +15,7 @@ from tiny_model import tiny_tokenizer
 
 from cappy_train.annotate import annotate
 from cappy_train.distractors import write_default_data
+from cappy_train.network import ScorerNetwork, from_bert
 
 HIDDEN, LAYERS, FEED_FORWARD, POSITIONS = 16, 2, 32, 160
 ANIMALS = ("dog", "cat", "car", "house", "film", "chef", "word", "child", "snow", "sun")
@@ -95,6 +96,16 @@ def write_tiny_bert(folder: Path) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(sizes))
     return folder
+
+
+def tiny_network(folder: Path) -> ScorerNetwork:
+    """A scorer network of that checkpoint, written to `folder`, with random weights in its head too."""
+    torch.manual_seed(0)
+    network = from_bert(write_tiny_bert(folder))
+    # A fresh head gives scores that hardly differ; one that is too steep, scores that 8 bits don't hold.
+    torch.nn.init.normal_(network.head_dense.weight, std=0.3)
+    torch.nn.init.normal_(network.head_output.weight, std=0.2)
+    return network.eval()
 
 
 def write_tiny_data(folder: Path, *, count: int = 60) -> Path:

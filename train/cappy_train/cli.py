@@ -380,6 +380,7 @@ def _add_sample(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="the model's folder; hub:owner/name, which is downloaded; or, with --api, its name there",
     )
     sample.add_argument("--split", choices=["train", "dev", "test"], help="this split alone (default: all)")
+    sample.add_argument("--limit", type=int, metavar="N", help="N instances alone, drawn evenly over tasks")
     sample.add_argument(
         "--decodings",
         nargs="+",
@@ -445,6 +446,7 @@ def _sample(arguments: argparse.Namespace) -> None:
             arguments.out,
             _sampler(arguments),
             split=arguments.split,
+            limit=arguments.limit,
             shard_instances=arguments.shard_instances,
             workers=cluster,
         )

@@ -38,6 +38,7 @@ from cappy_lite.session import available_cpus
 from cappy_train.checkpoint import quietly
 from cappy_train.files import Source, find_files, written_whole
 from cappy_train.instances import Instance, read_instances
+from cappy_train.norms import make_exact
 from cappy_train.seq2seq import seq2seq_from_bert, seq2seq_tokenizer
 
 CHECKPOINT = "checkpoint.pt"
@@ -309,6 +310,7 @@ class Run:
         freeze(network, settings.frozen_layers)
         working: Any = deepcopy(network)
         self.working: BartForConditionalGeneration = working.to(torch.bfloat16)
+        make_exact(self.working)
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
         self._copies = [copy for copy in self.working.parameters() if copy.requires_grad]
         groups: list[dict[str, Any]] = [

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from cappy_lite.errors import InputValueError
 from cappy_train.attention import Sight
 from cappy_train.bert_names import LINEARS, NORMS, OFFSET_FAMILIES, why_not_bert
+from cappy_train.norms import LayerNorm
 
 EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
@@ -48,14 +49,6 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor, outputs: slice = slice(None)) -> Tensor:
         """`outputs`: which of its outputs are wanted."""
         return F.linear(input, self.weight[outputs].to(input.dtype), self.bias[outputs].to(input.dtype))
-
-
-class LayerNorm(nn.LayerNorm):
-    """Computes in its input's precision, whatever that of its weights."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
-        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 class Layer(nn.Module):

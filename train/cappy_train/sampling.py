@@ -7,10 +7,13 @@ sampling, temperature 0.9, top-k 40 (Fan et al., 2018) and nucleus 0.95 (Holtzma
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import blake2b
 from importlib import metadata
 from itertools import count, islice
 from pathlib import Path
@@ -112,6 +115,7 @@ def sample(
     sampler: Sampler,
     *,
     split: str | None = None,
+    limit: int | None = None,
     shard_instances: int = SHARD_INSTANCES,
     workers: Workers | None = None,
 ) -> Shards:
@@ -125,6 +129,7 @@ def sample(
         out: folder for the shards; a new or an empty one, or one that this began.
         sampler: the model.
         split: "train", "dev" or "test": its instances alone; None: all.
+        limit: so many instances alone, drawn at random and spread evenly over tasks; None: all.
         shard_instances: instances a shard: they are in memory together.
         workers: what samples, such as a `cluster.Cluster` with actors, for a sampler that can be pickled; None: this
             process.
@@ -134,13 +139,13 @@ def sample(
             or can't be written; or the sampler has an error of its own.
     """
     shard_instances = check_count("shard_instances", shard_instances)
-    paths = find_files(data)
-    total = sum(1 for _ in writable(read_instances(paths, split=split)))
-    with open_writer(out, _plan(paths, sampler, split, shard_instances)) as writer:
+    chosen = _Chosen(find_files(data), split, None if limit is None else check_count("limit", limit))
+    total = chosen.count
+    with open_writer(out, _plan(chosen, sampler, shard_instances)) as writer:
         if writer.finished:
             return Shards(out)
         done = sum(min(shard_instances, total - number * shard_instances) for number in writer.done)
-        job = _Job(paths, split, shard_instances, writer.files, writer.done, sampler)
+        job = _Job(chosen, shard_instances, writer.files, writer.done, sampler)
         with sampler.job(out), _Progress(total, done) as progress:
             work = job.sample_block if workers else partial(job.sample_block, advance=progress.advance)
             with closing((workers or Here()).map(work, job.blocks)) as shards:
@@ -151,12 +156,50 @@ def sample(
         return writer.finish(-(-total // shard_instances))
 
 
+class _Chosen:
+    """The instances that get responses; all of them are read once when it is made, which finds bad ones.
+
+    count: how many they are.
+    """
+
+    def __init__(self, paths: Sequence[Path], split: str | None, limit: int | None) -> None:
+        self.paths, self.split, self.limit = paths, split, limit
+        self._last: dict[str, int] = {}
+        all_read = writable(read_instances(paths, split=split))
+        if limit is None:
+            self.count = sum(1 for _ in all_read)
+        else:
+            # The ids with the least digests are as good as drawn at random; eight bytes each.
+            digests: dict[str, array[int]] = defaultdict(lambda: array("Q"))
+            for instance in all_read:
+                digests[instance.task].append(_digest(instance))
+            shares = allotted({task: len(own) for task, own in digests.items()}, limit)
+            self._last = {task: sorted(digests[task])[share - 1] for task, share in shares.items() if share}
+            self.count = sum(shares.values())
+
+    def read(self) -> Iterator[Instance]:
+        for instance in read_instances(self.paths, split=self.split):
+            if self.limit is None or _digest(instance) <= self._last.get(instance.task, -1):
+                yield instance
+
+
+def allotted(counts: Mapping[str, int], total: int) -> dict[str, int]:
+    """So many in all, as evenly over tasks as what each has allows."""
+    shares: dict[str, int] = {}
+    for done, task in enumerate(sorted(counts, key=lambda task: (counts[task], task))):
+        shares[task] = min(counts[task], (total - sum(shares.values())) // (len(counts) - done))
+    return shares
+
+
+def _digest(instance: Instance) -> int:
+    return int.from_bytes(blake2b(instance.id.encode(), digest_size=8).digest())
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What is to be done with blocks of instances, and where to; pickled for other machines."""
 
-    paths: Sequence[Path]
-    split: str | None
+    chosen: _Chosen
     size: int
     files: ShardFiles
     done: frozenset[int]
@@ -164,7 +207,7 @@ class _Job:
 
     def blocks(self) -> Iterator[tuple[int, list[Instance]]]:
         """The blocks of instances that have no shard yet, with their numbers."""
-        remaining = read_instances(self.paths, split=self.split)
+        remaining = self.chosen.read()
         for number in count():
             if not (block := list(islice(remaining, self.size))):
                 return
@@ -183,14 +226,14 @@ class _Job:
         return self.files.write(number, [arrow_table(instances)], arrow_schema(), counts=counts, notes=sampled.notes)
 
 
-def _plan(paths: Sequence[Path], sampler: Sampler, split: str | None, shard_instances: int) -> Plan:
+def _plan(chosen: _Chosen, sampler: Sampler, shard_instances: int) -> Plan:
     return {
         "stage": "sample",
         # Another version may give other bytes.
         "versions": {package: metadata.version(package) for package in ("cappy-lite", "pyarrow")},
-        "settings": {"split": split, "shard_instances": shard_instances},
+        "settings": {"split": chosen.split, "limit": chosen.limit, "shard_instances": shard_instances},
         "model": sampler.plan,
-        "inputs": input_digests(paths),
+        "inputs": input_digests(chosen.paths),
     }
 
 

@@ -257,19 +257,6 @@ class ShardWriter:
         """Numbers of the shards that are complete."""
         return frozenset(self._shards)
 
-    def write(
-        self,
-        number: int,
-        groups: Iterable[pa.Table],
-        schema: pa.Schema,
-        *,
-        repeated: Sequence[str] = (),
-        counts: Mapping[str, int],
-        notes: Sequence[str] = (),
-    ) -> None:
-        """Writes a shard as `ShardFiles.write` does, and takes it in."""
-        self.add(self.files.write(number, groups, schema, repeated=repeated, counts=counts, notes=notes))
-
     def add(self, shard: Shard) -> None:
         """Takes a shard in that `files` wrote.
 
