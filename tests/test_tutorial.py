@@ -10,15 +10,17 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from tiny_api import KEY, MODEL, Api
 from tiny_generators import write_generator
 
-from cappy_train.instances import read_instances
+from cappy_train.instances import Instance, parse_instance, read_instances
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "tutorial.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE, FORMATS = DOCS / "tutorial.md", DOCS / "formats.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -72,9 +74,24 @@ def test_every_block_runs_as_printed(api: Api, tmp_path: Path) -> None:
     assert "| support |" in evaluated
     assert (folder / "reports" / "support" / "report.html").exists()
 
+    formats = FORMATS.read_text(encoding="utf-8")
+    for written in ("sampled/manifest.json", "models/support/adaptation.json", "reports/support/report.json"):
+        assert [
+            key for key in json.loads((folder / written).read_text(encoding="utf-8")) if f'"{key}"' not in formats
+        ] == []
+
     asked = {instruction for instruction, *_ in api.answered}
     for request, text in (("the printer is very slow today", picked), ("I was billed twice for our router", streamed)):
         (own,) = (one for one in instances if one.instruction.endswith(f"\n\n{request}"))
         assert own.instruction in asked  # the programs ask as the examples did, to the letter
         assert text.strip()
     assert api.answered[next(one for one in asked if one.endswith("slow today") and "the printer" in one), 0.9, 1.0] > 2
+
+
+def test_the_instance_that_formats_shows_is_one() -> None:
+    text = FORMATS.read_text(encoding="utf-8")
+    shown = text[text.index('    {"id"') : text.index("| key | type |")]
+    instance = parse_instance(json.loads(shown))
+    assert [(one.source, one.log_likelihood) for one in instance.candidates] == [("nucleus", -9.31), ("human", None)]
+    for field in fields(Instance):
+        assert f"| {field.name} |" in text
