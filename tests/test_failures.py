@@ -5,6 +5,7 @@ Those that write shards, checkpoints and files of instances have it in tests of 
 
 from __future__ import annotations
 
+import gzip
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from tiny_scorer import write_tiny_scorer
 from tiny_training import tiny_network
 
 from cappy_train import web_models
+from cappy_train.annotate import annotate
 from cappy_train.cli import main
 from cappy_train.instances import write_instances
 
@@ -47,7 +49,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     instances = [example(number, split=splits[number % 4]) for number in range(60)]
     write_instances(folder / "instances.jsonl", instances)
     lines = (folder / "instances.jsonl").read_text().splitlines()
-    (folder / "damaged.jsonl").write_text("\n".join([*lines[:6], '{"id": "x"}', *lines[6:]]))
+    (folder / "bad.jsonl").write_text("\n".join([*lines[:6], '{"id": "x"}', *lines[6:]]))
+    (folder / "cut.jsonl.gz").write_bytes(gzip.compress((folder / "instances.jsonl").read_bytes())[:-100])
+    annotate(folder / "instances.jsonl", folder / "pairs")
     return folder
 
 
@@ -59,7 +63,9 @@ def command(stage: str, given: Path, out: Path, *, data: str = "instances.jsonl"
         "distractors": read,
         "evaluate": [*read, "--model", str(given / "model")],
         "export": ["--run", str(given / "run"), "--dev", str(given / data), "--base-model", "none", "--licence", "MIT"],
+        "generator": [*read, "--base", str(given / "bert")],
         "import": [str(given / "checkpoint")],
+        "pretrain": ["--data", str(given / "pairs"), "--dev", str(given / data), "--base", str(given / "bert")],
     }
     return [stage, *options[stage], "--out", str(out)]
 
@@ -94,15 +100,17 @@ def test_adaptation_goes_on_after_a_full_disk(given: Path, tmp_path: Path, capfd
     assert (out / "model.onnx.data").read_bytes() == model
 
 
-@pytest.mark.parametrize("stage", ["adapt", "distractors", "evaluate", "export"])
-def test_a_bad_row_is_named_with_its_line(
-    stage: str, given: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("data", "place"), [("bad.jsonl", "line 7: "), ("cut.jsonl.gz", "after line ")])
+@pytest.mark.parametrize("stage", ["adapt", "distractors", "evaluate", "export", "generator", "pretrain"])
+def test_bad_rows_and_damaged_files_are_named(
+    stage: str, data: str, place: str, given: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / ("out.jsonl" if stage == "distractors" else "out")
-    assert main(command(stage, given, out, data="damaged.jsonl")) == 1
-    assert f"{given / 'damaged.jsonl'}, line 7: " in capfd.readouterr().err
-    assert not list(tmp_path.glob("out*.partial"))
-    assert not out.exists()
+    assert main(command(stage, given, out, data=data)) == 1
+    assert f"{given / data}, {place}" in capfd.readouterr().err
+    assert not list(tmp_path.rglob("*.partial"))
+    assert not (out / "checkpoint.pt").exists()
+    assert not out.is_file()
 
 
 @pytest.mark.parametrize("stage", ["adapt", "evaluate"])
