@@ -109,7 +109,9 @@ def import_checkpoint(
         )
     max_tokens = max_tokens or min(checkpoint.max_tokens, USUAL_MAX_TOKENS)
     with quietly(), folder_written_whole(out) as folder:
-        checkpoint.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+        # Not by the tokenizer's own save, whose errors are no OSError.
+        tokenizer = checkpoint.tokenizer.backend_tokenizer.to_str(pretty=True)
+        (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
         parity = _write_graph(folder, checkpoint, max_tokens, quantise=quantise, calibration=calibration)
         identity = {"name": name, "base_model": base_model, "licence": licence, "max_tokens": max_tokens}
         card = joint_card(identity, activation=activation, calibrated=calibration is not None, parity=asdict(parity))
