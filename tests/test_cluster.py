@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import torch
 from ray.cluster_utils import Cluster as RayCluster
 from test_annotate import contents, random_instances, write_lines
 from test_rendering import YAML
@@ -189,11 +188,7 @@ def test_sampling_survives_an_actor(connected: Cluster, kill_busy: Callable[[str
     folder = write_generator(tmp_path / "t5", "t5")
     data = write_lines(tmp_path / "in.jsonl", random_instances(60))
     open_model = partial(LocalModel, folder, max_new_tokens=8)
-    # As many as an actor has.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     sample(data, tmp_path / "here", open_model(), shard_instances=4)
-    torch.set_num_threads(threads)
     out = tmp_path / "there"
 
     def kill_one() -> None:

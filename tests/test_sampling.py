@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from cappy_lite.errors import InputTypeError, InputValueError, ModelError
 from cappy_train.annotate import annotate
 from cappy_train.cli import DECODINGS, main
 from cappy_train.instances import Candidate, Instance, read_instances, write_instances
-from cappy_train.local_models import LocalModel, draw
+from cappy_train.local_models import LocalModel, _HalfHaveEnded, _Writer, draw
 from cappy_train.sampling import PAPER, Decoding, allotted, sample
 from cappy_train.shards import Shards
 
@@ -139,7 +141,62 @@ def test_responses_do_not_depend_on_their_neighbours(folders: dict[str, Path], k
     assert [one.text for one in other[1:]] != [one.text for one in together.candidates[0][1:]]
 
 
-@pytest.mark.parametrize("decoding", [*PAPER[1:], Decoding("all", temperature=0.5, top_k=700, top_p=0.4)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_have_ended_leave_the_batch(
+    folders: dict[str, Path], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the others get is what they get beside them."""
+    folder = copytree(folders[kind], tmp_path / kind)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings["eos_token_id"] = [END, *range(8, 140, 12)]
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    # Nearly any token may follow: responses of very different lengths.
+    decodings = [
+        PAPER[0],
+        Decoding("hot", samples=12, temperature=9.0),
+        Decoding("nucleus", temperature=9.0, top_p=0.9),
+    ]
+    model = opened(folder, decodings=decodings, max_new_tokens=40, batch_tokens=1 << 20)
+    rows: list[int] = []
+    write = _Writer.__call__
+
+    def seen(writer: _Writer, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        rows.append(len(scores))
+        return write(writer, input_ids, scores)
+
+    monkeypatch.setattr(_Writer, "__call__", seen)
+    given = instances([text for text in INSTRUCTIONS if text != "a"])
+    left = model.sample(given).candidates
+    assert rows == sorted(rows, reverse=True)
+    assert len(set(rows)) > 2
+    monkeypatch.setattr(_HalfHaveEnded, "__call__", lambda _, ids, scores: torch.zeros(len(ids), dtype=torch.bool))
+    rows.clear()
+    stayed = model.sample(given).candidates
+    assert set(rows) == {4 * 17}
+    for one, other in zip(chain(*left), chain(*stayed), strict=True):
+        assert one.text == other.text
+        assert one.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-3)
+        assert one.mean_log_likelihood == pytest.approx(other.mean_log_likelihood, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_threads_change_nothing(folders: dict[str, Path], kind: str) -> None:
+    model, before = opened(folders[kind], batch_tokens=1), torch.get_num_threads()
+    sampled = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            sampled.append(model.sample(instances()))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert sampled[0] == sampled[1]
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [*PAPER[1:], Decoding("few", top_k=20), Decoding("all", temperature=0.5, top_k=700, top_p=0.4)],
+)
 @pytest.mark.parametrize("spread", [0.1, 4.0])
 def test_tokens_are_drawn_by_the_decodings_own_distribution(decoding: Decoding, spread: float) -> None:
     """An even grid of numbers gives each token its share, as transformers' own warpers have it."""
@@ -147,12 +204,12 @@ def test_tokens_are_drawn_by_the_decodings_own_distribution(decoding: Decoding, 
     warpers = LogitsProcessorList([TemperatureLogitsWarper(decoding.temperature)])
     warpers += [TopKLogitsWarper(decoding.top_k)] if decoding.top_k else []
     warpers += [TopPLogitsWarper(decoding.top_p)] if decoding.top_p else []
-    steps = 20_000
+    steps = 10_000
     grid = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
-    drawn = draw(logits.expand(2, steps, 2000), decoding, grid.expand(2, steps))
     for row in range(2):
         expected = warpers(torch.zeros(1, 1, dtype=torch.long), logits[row].clone()).softmax(-1)[0]
-        shares = torch.bincount(drawn[row], minlength=2000) / steps
+        weights = (logits[row] / decoding.temperature).softmax(-1) * 7  # of any scale
+        shares = torch.bincount(draw(weights.expand(steps, -1), decoding, grid), minlength=2000) / steps
         assert (shares - expected).abs().max() < 3 / steps
         assert not shares[expected == 0].any()
 

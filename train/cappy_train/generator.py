@@ -35,7 +35,7 @@ from cappy_lite.errors import InputValueError
 from cappy_lite.packing import cut_middle
 from cappy_lite.rouge import rouge_l_pairs
 from cappy_lite.session import available_cpus
-from cappy_train.checkpoint import quietly
+from cappy_train.checkpoint import one_thread_an_operation, quietly
 from cappy_train.files import Source, find_files, written_whole
 from cappy_train.instances import Instance, read_instances
 from cappy_train.norms import make_exact
@@ -168,17 +168,6 @@ def train_generator(data: Source, base: Path, out: Path, settings: Settings) -> 
                 meter = Meter()
     save_model(network, tokenizer, out)
     return network
-
-
-@contextmanager
-def one_thread_an_operation() -> Iterator[None]:
-    """PyTorch computes each operation on the thread that calls it; so results don't depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def draw_instances(data: Source, settings: Settings) -> tuple[list[Instance], list[Instance]]:

@@ -9,18 +9,23 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import blake2b
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -30,16 +35,26 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 from cappy_lite.arguments import check_count
 from cappy_lite.errors import InputTypeError, InputValueError, ModelError
-from cappy_train.checkpoint import local_folder, quietly
+from cappy_train.checkpoint import local_folder, one_thread_an_operation, quietly
 from cappy_train.instances import Candidate, Instance
 from cappy_train.sampling import MAX_NEW_TOKENS, PAPER, Advance, Decoding, Sampled, no_advance
 from cappy_train.shards import Plan, input_digests
+from cappy_train.workers import Threads
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH_TOKENS = 16384
@@ -48,8 +63,18 @@ FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # Parts of the names of architectures that write text.
 WRITERS = ("CausalLM", "LMHead", "ConditionalGeneration", "EncoderDecoder", "Seq2SeqLM")
-# A nucleus has seldom more tokens; only where it has, all are sorted.
-USUAL_NUCLEUS = 1024
+# A nucleus has seldom more tokens; only where it has, its bound is searched among all.
+USUAL_NUCLEUS = 128
+# Tokens of the vocabulary that are summed up at a time, before one of them is drawn.
+BLOCK = 64
+# Most searches end within so many tokens; those that don't begin anew, without a limit of their own.
+FIRST_SEARCH = 16
+# Of the cache, by transformers' version.
+CACHES = ("cache", "past_key_values")
+# What is left of a uniform number is less than 1 too.
+LARGEST_SHARE = 1 - 2.0**-40
+# The name that transformers knows `attend` by.
+ATTENTION = "cappy_train"
 # A tokenizer without a limit says more than this.
 NO_LIMIT = 1 << 40
 # The least that a prompt has to keep.
@@ -145,17 +170,17 @@ class LocalModel:
                     prompts[place] = _without_middle(prompt, self._most)
                     cut += 1
             candidates: list[list[Candidate]] = [[] for _ in instances]
-            for batch in self._batches(list(map(len, prompts))):
-                try:
-                    responses, tokens = self._respond([prompts[at] for at in batch], [instances[at].id for at in batch])
-                except torch.OutOfMemoryError as error:
-                    raise InputValueError(
-                        f"memory doesn't suffice for {len(batch)} instances of {len(prompts[batch[0]]):,} tokens with "
-                        f"{self._rows} responses each: give fewer --batch-tokens ({error})"
-                    ) from error
-                for at, given in zip(batch, responses, strict=True):
-                    candidates[at] = given
-                advance(len(batch), tokens)
+            respond = partial(self._respond, prompts, [instance.id for instance in instances])
+            # Threads that wait for each other within an operation lose much time; on a GPU one keeps it busy.
+            threads = Threads(torch.get_num_threads() if self._device.type == "cpu" else 1)
+            with (
+                one_thread_an_operation(),
+                closing(threads.map(respond, lambda: self._batches(list(map(len, prompts))))) as responded,
+            ):
+                for batch, responses, tokens in responded:
+                    for at, given in zip(batch, responses, strict=True):
+                        candidates[at] = given
+                    advance(len(batch), tokens)
         return Sampled(candidates, {"prompts_cut": cut})
 
     def _prompts(self, instructions: list[str]) -> list[list[int]]:
@@ -186,23 +211,37 @@ class LocalModel:
         if batch:
             yield batch
 
+    def _respond(
+        self, prompts: list[list[int]], ids: list[str], batch: list[int]
+    ) -> tuple[list[int], list[list[Candidate]], int]:
+        """The batch (places of prompts), the candidates for each of it, and how many tokens they have together."""
+        try:
+            return batch, *self._write([prompts[at] for at in batch], [ids[at] for at in batch])
+        except torch.OutOfMemoryError as error:
+            raise InputValueError(
+                f"memory doesn't suffice for {len(batch)} instances of {len(prompts[batch[0]]):,} tokens with "
+                f"{self._rows} responses each: give fewer --batch-tokens ({error})"
+            ) from error
+
     @torch.inference_mode()
-    def _respond(self, prompts: list[list[int]], ids: list[str]) -> tuple[list[list[Candidate]], int]:
-        """The candidates for each prompt, and how many tokens they have together."""
+    def _write(self, prompts: list[list[int]], ids: list[str]) -> tuple[list[list[Candidate]], int]:
         inputs = self._read(prompts)
         found = [self._search(inputs, decoding.beams) if decoding.beams > 1 else None for decoding in self._decodings]
-        uniforms = torch.tensor(np.stack([self._uniforms(id) for id in ids]), device=self._device)
-        writer = _Writer(self._decodings, found, uniforms, self._ends)
-        self._generate(_repeated(inputs, self._rows), logits_processor=LogitsProcessorList([writer]))
-        if writer.sums.isnan().any():
+        uniforms = torch.tensor(np.stack([self._uniforms(id) for id in ids], axis=1), device=self._device)
+        writer = _Writer(self._decodings, found, uniforms)
+        # Responses of one decoding lie side by side: first response of each prompt, second, and so on.
+        self._continue(_selected(inputs, torch.arange(len(ids), device=self._device).repeat(self._rows)), writer)
+        responses = writer.responses(self._ends)
+        if responses.sums.isnan().any():
             raise ModelError("the model gave what is no number: try --precision float32, or another model")
-        tokens = [row[:length] for row, length in zip(writer.rows(), writer.lengths.flatten().tolist(), strict=True)]
+        lengths = responses.lengths.flatten().tolist()
+        tokens = [row[:length] for row, length in zip(responses.tokens.flatten(0, 1).tolist(), lengths, strict=True)]
         ends = set(self._ends)
         said = [row[:-1] if row[-1] in ends else row for row in tokens]
         texts = iter(self._tokenizer.batch_decode(said, skip_special_tokens=True))
-        means = (writer.sums / writer.lengths).tolist()
+        means = (responses.sums / responses.lengths).tolist()
         candidates = []
-        for sums_of_one, means_of_one in zip(writer.sums.tolist(), means, strict=True):
+        for sums_of_one, means_of_one in zip(responses.sums.tolist(), means, strict=True):
             likelihoods = zip(sums_of_one, means_of_one, strict=True)
             candidates.append(
                 [
@@ -211,7 +250,7 @@ class LocalModel:
                     for _ in range(decoding.samples)
                 ]
             )
-        return candidates, int(writer.lengths.sum())
+        return candidates, sum(lengths)
 
     def _read(self, prompts: list[list[int]]) -> dict[str, Any]:
         """What `generate` takes in place of prompts, a row each: they are read once, however many responses follow."""
@@ -224,28 +263,85 @@ class LocalModel:
         ids, mask = (torch.tensor(array, device=self._device) for array in (padded, seen))
         if self._network.config.is_encoder_decoder:
             states = self._network.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True)[0]
-            return {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": mask}
+            inputs: dict[str, Any] = {
+                "encoder_outputs": BaseModelOutput(last_hidden_state=states),
+                "attention_mask": mask,
+            }
+            read = self._generate(inputs, max_new_tokens=1, return_dict_in_generate=True)
+            if (found := _cache(read)) is not None:
+                name, cache = found
+                own = DynamicCache(config=self._network.config.get_text_config(decoder=True))
+                inputs[name] = _OneReading(own, cache.cross_attention_cache)
+            return inputs
         inputs = {"input_ids": ids, "attention_mask": mask}
         if min(map(len, prompts)) > 1:
             # All but the last token, which gives the first token's logits.
             before = {name: value[:, :-1] for name, value in inputs.items()}
             read = self._generate(before, max_new_tokens=1, return_dict_in_generate=True)
-            for name in ("cache", "past_key_values"):  # by transformers' version
-                if _can_be_repeated(read.get(name)):
-                    inputs[name] = read[name]
+            if (found := _cache(read)) is not None:
+                name, inputs[name] = found
         return inputs
 
     def _search(self, inputs: dict[str, Any], beams: int) -> Tensor:
-        """(n, length), the tokens that a beam search finds for each prompt, with the end token, padded."""
-        found: Tensor = self._generate(_repeated(inputs, 1, beams=beams), num_beams=beams)
-        return found[:, 1 if self._network.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
+        """(n, tokens), what a beam search finds for each prompt, with the end token, padded."""
+        prompts = torch.arange(len(inputs["attention_mask"]), device=self._device)
+        found = torch.full((len(prompts), self._max_new_tokens), self._pad, device=self._device)
+        for limit in sorted({min(FIRST_SEARCH, self._max_new_tokens), self._max_new_tokens}):
+            sequences = self._generate(
+                _selected(inputs, prompts, beams=beams),
+                num_beams=beams,
+                num_return_sequences=beams,
+                max_new_tokens=limit,
+            )
+            tokens = sequences[:, self._width(inputs) :].unflatten(0, (-1, beams))
+            found[prompts, : tokens.shape[-1]] = tokens[:, 0]
+            # If all of the best ones have ended, what goes on is worse already, and a longer search finds no other.
+            going_on = ~_have_ended(tokens, self._ends).all(-1)
+            prompts = prompts[going_on]
+            if not len(prompts):
+                break
+        return found
+
+    def _continue(self, inputs: dict[str, Any], writer: _Writer) -> None:
+        """Has the writer write all rows. Whenever half of them have ended the others go on alone, if the cache can."""
+        width = self._width(inputs)
+        rows = torch.arange(len(inputs["attention_mask"]), device=self._device)
+        name = next((name for name in CACHES if name in inputs), None)
+        half = StoppingCriteriaList([_HalfHaveEnded(self._ends, width)] if name else [])
+        written = 0
+        while True:
+            writer.take(rows, width)
+            read = self._generate(
+                inputs,
+                logits_processor=LogitsProcessorList([writer]),
+                stopping_criteria=half,
+                max_new_tokens=self._max_new_tokens - written,
+                return_dict_in_generate=True,
+            )
+            written = read.sequences.shape[1] - width
+            (open_rows,) = torch.nonzero(~_have_ended(read.sequences[:, width:], self._ends), as_tuple=True)
+            if name is None or written == self._max_new_tokens or not len(open_rows):
+                return
+            rows, tokens, cache = rows[open_rows], read.sequences[open_rows], inputs.pop(name)
+            cache.batch_select_indices(open_rows)
+            inputs = _selected(inputs, open_rows) | {name: cache}
+            if self._network.config.is_encoder_decoder:
+                inputs |= {"decoder_input_ids": tokens, "decoder_attention_mask": torch.ones_like(tokens)}
+            else:
+                # With the prompt's mask, to which what was written is added.
+                mask = F.pad(inputs["attention_mask"][:, :width], (0, written), value=1)
+                inputs |= {"input_ids": tokens, "attention_mask": mask}
+
+    def _width(self, inputs: dict[str, Any]) -> int:
+        """Where in a sequence of `generate` responses begin."""
+        return 1 if self._network.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
 
     def _generate(self, inputs: dict[str, Any], **options: Any) -> Any:
         network: Any = self._network
         return network.generate(**inputs, do_sample=False, **{"max_new_tokens": self._max_new_tokens} | options)
 
     def _uniforms(self, id: str) -> npt.NDArray[np.float64]:
-        """(rows, tokens), numbers between 0 and 1, without either: a response is drawn by a row of them."""
+        """(responses, tokens), numbers between 0 and 1, without either: a response is drawn by a row of them."""
         parts = []
         for decoding in self._decodings:
             key = json.dumps([self._seed, decoding.source, id]).encode()
@@ -256,105 +352,241 @@ class LocalModel:
         return np.concatenate(parts)
 
 
-class _Writer(LogitsProcessor):
-    """Chooses each next token in `generate`'s place, and adds up the tokens' log-likelihoods.
+class _HalfHaveEnded(StoppingCriteria):
+    """Ends `generate` when at most half of its rows go on."""
 
-    These are of the distribution that the network gave, before a decoding bends it. A beam search's response takes part
-    as a row whose tokens are known.
+    def __init__(self, ends: list[int], width: int) -> None:
+        self._ends, self._width = ends, width
 
-    sums: (n, rows) float64, log-likelihoods of the responses so far.
-    lengths: (n, rows), their tokens, the end token included.
+    def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
+        ended = _have_ended(input_ids[:, self._width :], self._ends)
+        return (2 * ended.sum() >= len(ended)).expand(len(ended))
+
+
+def _have_ended(tokens: Tensor, ends: list[int]) -> Tensor:
+    """(...), whether there is an end among (..., t) tokens."""
+    return _are_ends(tokens, ends).any(-1)
+
+
+def _are_ends(tokens: Tensor, ends: list[int]) -> Tensor:
+    return torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype, device=tokens.device))
+
+
+@dataclass(frozen=True, slots=True)
+class _Responses:
+    """What was written.
+
+    tokens: (n, responses, tokens); those past an end mean nothing.
+    lengths: (n, responses), how many tokens a response has, the end token included.
+    sums: (n, responses) float64, log-likelihoods.
     """
 
-    def __init__(
-        self, decodings: Sequence[Decoding], found: Sequence[Tensor | None], uniforms: Tensor, ends: list[int]
-    ) -> None:
-        """found: of each decoding the tokens (n, length) that are known; uniforms: (n, rows, tokens)."""
-        self._decodings, self._found, self._uniforms = decodings, found, uniforms
-        self._ends = torch.tensor(ends, device=uniforms.device)
-        self._tokens: list[Tensor] = []
-        self._open = torch.ones_like(uniforms[..., 0], dtype=torch.bool)
-        self.sums = torch.zeros_like(uniforms[..., 0])
-        self.lengths = torch.zeros_like(self.sums, dtype=torch.int64)
+    tokens: Tensor
+    lengths: Tensor
+    sums: Tensor
+
+
+class _Writer(LogitsProcessor):
+    """Chooses each next token in `generate`'s place, and notes the tokens' log-likelihoods.
+
+    These are of the distribution that the network gave, before a decoding bends it. A beam search's response takes part
+    as a row whose tokens are known. Rows are responses: the first ones of all n prompts, the second ones, and so on.
+    """
+
+    def __init__(self, decodings: Sequence[Decoding], found: Sequence[Tensor | None], uniforms: Tensor) -> None:
+        """found: of each decoding the tokens (n, tokens) that are known; uniforms: (responses, n, tokens)."""
+        self._decodings, self._found = decodings, found
+        self._ends_of_decodings = np.cumsum([decoding.samples for decoding in decodings]) * uniforms.shape[1]
+        self._shape = uniforms.shape
+        self._uniforms = uniforms.flatten(0, 1)
+        self._likelihoods = torch.zeros_like(self._uniforms)
+        self._tokens = torch.zeros_like(self._uniforms, dtype=torch.int64)
+
+    def take(self, rows: Tensor, width: int) -> None:
+        """From now on it's called for these rows, in ascending order; their responses begin at `width`."""
+        self._rows, self._width = rows, width
+        stops = torch.searchsorted(rows, torch.tensor(self._ends_of_decodings, device=rows.device)).tolist()
+        self._parts = [slice(*part) for part in pairwise([0, *stops])]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        step = len(self._tokens)
-        logits = scores.view(*self._open.shape, -1)
-        parts, row = [], 0
-        for decoding, found in zip(self._decodings, self._found, strict=True):
-            rows = slice(row, row + decoding.samples)
-            row = rows.stop
-            if found is None:
-                parts.append(draw(logits[:, rows], decoding, self._uniforms[:, rows, step]))
-            else:
-                # Past the longest one all of them have ended, and any token will do.
-                parts.append(found[:, min(step, found.shape[1] - 1), None])
-        tokens = torch.cat(parts, dim=1)
-        likelihoods = logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
-        self.sums += torch.where(self._open, likelihoods.double(), 0.0)
-        self.lengths += self._open
-        self._open &= ~torch.isin(tokens, self._ends)
-        self._tokens.append(tokens)
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens.view(-1, 1), 0.0)
+        step = input_ids.shape[1] - self._width
+        most = scores.amax(-1, keepdim=True)
+        weights = (scores - most).exp_()
+        parts = []
+        for decoding, found, part in zip(self._decodings, self._found, self._parts, strict=True):
+            rows = self._rows[part]
+            if found is not None:
+                parts.append(found[rows % len(found), step])
+            elif len(rows):
+                bent = weights[part]
+                if decoding.temperature != 1:
+                    bent = ((scores[part] - most[part]) / decoding.temperature).exp_()
+                parts.append(draw(bent, decoding, self._uniforms[rows, step]))
+        tokens = torch.cat(parts)[:, None]
+        self._tokens[self._rows, step] = tokens[:, 0]
+        likelihoods = scores.gather(1, tokens) - most - weights.sum(-1, keepdim=True).log()
+        self._likelihoods[self._rows, step] = likelihoods[:, 0].double()
+        return scores.scatter_(1, tokens, torch.inf)
 
-    def rows(self) -> list[list[int]]:
-        """The tokens of all responses, one instance's after the other's; those past an end mean nothing."""
-        return torch.stack(self._tokens, dim=-1).flatten(0, 1).tolist()
+    def responses(self, ends: list[int]) -> _Responses:
+        tokens, likelihoods = (each.view(self._shape).transpose(0, 1) for each in (self._tokens, self._likelihoods))
+        last = _are_ends(tokens, ends)
+        last[..., -1] = True
+        lengths = last.int().argmax(-1) + 1
+        within = torch.arange(last.shape[-1], device=last.device) < lengths[..., None]
+        return _Responses(tokens, lengths, torch.where(within, likelihoods, 0.0).sum(-1))
 
 
-def draw(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
+def draw(weights: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
     """Tokens drawn by inverse transform.
 
     Args:
-        logits: (..., v).
-        decoding: says which tokens may be drawn, and how logits are bent, in the order temperature, top-k, top-p.
-        uniforms: (...), float64, numbers between 0 and 1; one a token.
+        weights: (n, v) float32, what tokens' probabilities are proportional to, at the decoding's temperature.
+        decoding: says by top_k, then by top_p which tokens may be drawn. Tokens as likely as the nucleus' last one are
+            in it.
+        uniforms: (n,) float64, numbers between 0 and 1.
 
     Returns:
-        (...), int64.
+        (n,), int64.
     """
-    logits = logits / decoding.temperature
-    if decoding.top_k is None and decoding.top_p is None:
-        return _place(logits.softmax(-1, dtype=torch.float64), uniforms)
-    vocabulary = logits.shape[-1]
+    likeliest = None
     if decoding.top_k is not None:
-        values, likeliest = logits.topk(min(decoding.top_k, vocabulary))
-        probabilities = values.softmax(-1, dtype=torch.float64)
-    else:
-        total = logits.logsumexp(-1, keepdim=True)
-        for width in (min(USUAL_NUCLEUS, vocabulary), vocabulary):
-            values, likeliest = logits.topk(width)
-            probabilities = (values - total).double().exp()
-            if probabilities.sum(-1).min() >= (decoding.top_p or 1):
-                break
+        weights, likeliest = _likeliest(weights, decoding.top_k)
     if decoding.top_p is not None:
-        likelier = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(likelier >= decoding.top_p, 0.0)
-    return likeliest.gather(-1, _place(probabilities, uniforms)[..., None])[..., 0]
+        weights = weights.clone().ge_(_least_of_nucleus(weights, decoding.top_p)).mul_(weights)
+    places = _place(weights, uniforms)
+    return places if likeliest is None else likeliest.gather(-1, places[:, None])[:, 0]
 
 
-def _place(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    cumulative = probabilities.cumsum(-1)
-    places = torch.searchsorted(cumulative, (uniforms * cumulative[..., -1])[..., None], right=True)[..., 0]
-    return places.clamp(max=probabilities.shape[-1] - 1)  # past the end only where they are no numbers
+def _place(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Where in (n, v) weights the (n,) uniforms fall: first in which block, then where in it."""
+    blocks = _blocks(weights)
+    sums = blocks.sum(-1)
+    block, share = _fall(sums, uniforms)
+    inner = blocks.gather(1, block[:, None, None].expand(-1, 1, BLOCK))[:, 0]
+    place, _ = _fall(inner, share)
+    # Past the end only where weights are no numbers.
+    return (block * BLOCK + place).clamp(max=weights.shape[1] - 1)
 
 
-def _repeated(inputs: dict[str, Any], rows: int, *, beams: int = 1) -> dict[str, Any]:
-    """Inputs of `generate` with each row so many times; with beams `generate` repeats all but the cache by itself."""
-    repeated: dict[str, Any] = {}
+def _fall(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of each uniform number, (n,), and how far it is through that place's weight, again between 0 and 1."""
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    wanted = (uniforms * cumulative[:, -1])[:, None]
+    places = torch.searchsorted(cumulative, wanted, right=True).clamp_(max=weights.shape[1] - 1)
+    inside = weights.gather(1, places).double()
+    share = 1 - (cumulative.gather(1, places) - wanted) / inside
+    return places[:, 0], share[:, 0].clamp(0.0, LARGEST_SHARE)
+
+
+def _blocks(weights: Tensor) -> Tensor:
+    """(n, v) weights as (n, blocks, BLOCK), zeros behind them."""
+    if missing := -weights.shape[1] % BLOCK:
+        weights = F.pad(weights, (0, missing))
+    return weights.unflatten(1, (-1, BLOCK))
+
+
+def _likeliest(weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The greatest of (n, v) weights, (n, count) in descending order, and their places."""
+    blocks = _blocks(weights)
+    if blocks.shape[1] <= count:
+        values, places = weights.topk(min(count, weights.shape[1]))
+        return values, places
+    # They are in the blocks with the greatest maxima.
+    chosen = blocks.amax(-1).topk(count).indices
+    values, places = blocks.gather(1, chosen[..., None].expand(-1, -1, BLOCK)).flatten(1).topk(count)
+    return values, chosen.gather(1, places // BLOCK) * BLOCK + places % BLOCK
+
+
+def _least_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
+    """(n, 1), the greatest weight with which the weights that are no less are `top_p` of all, or more."""
+    wanted = top_p * weights.sum(-1, keepdim=True)
+    values, _ = _likeliest(weights, USUAL_NUCLEUS)
+    before = (values.cumsum(-1) < wanted).sum(-1, keepdim=True)
+    least = values.gather(1, before.clamp(max=values.shape[1] - 1))
+    (wide,) = torch.nonzero(before[:, 0] == values.shape[1], as_tuple=True)
+    if len(wide):
+        least[wide] = _bisected(weights[wide], wanted[wide])
+    return least
+
+
+def _bisected(weights: Tensor, wanted: Tensor) -> Tensor:
+    """(n, 1), the greatest bound from which on (n, v) weights are in all what is wanted, or more."""
+    # Numbers that aren't negative are in the order of their bits.
+    low, high = torch.zeros_like(wanted).view(torch.int32), weights.amax(-1, keepdim=True).view(torch.int32)
+    above = torch.empty_like(weights)
+    while bool((low < high).any()):
+        middle = low + (high - low + 1) // 2
+        torch.ge(weights, middle.view(torch.float32), out=above)
+        enough = above.mul_(weights).sum(-1, keepdim=True) >= wanted
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
+    return low.view(torch.float32)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers' "sdpa" has it, for one query a row on a CPU by two products.
+
+    PyTorch's fused kernel takes ten times as long there in bfloat16.
+    """
+    if query.shape[2] > 1 or query.device.type != "cpu" or options.get("softcap") is not None:
+        options |= {"scaling": scaling, "position_bias": position_bias}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    # Heads that share keys are like several queries of one head.
+    grouped = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
+    scores = (grouped @ key.transpose(2, 3)).view(len(query), query.shape[1], 1, -1).float()
+    scores *= query.shape[-1] ** -0.5 if scaling is None else scaling
+    if position_bias is not None:
+        scores += position_bias
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores.masked_fill_(~attention_mask, torch.finfo(torch.float32).min)
+    elif attention_mask is not None:
+        scores += attention_mask
+    shares = scores.softmax(-1).to(value.dtype).view(*grouped.shape[:3], -1)
+    return (shares @ value).view(query.shape).transpose(1, 2), None
+
+
+def _selected(inputs: dict[str, Any], rows: Tensor, *, beams: int = 1) -> dict[str, Any]:
+    """Inputs of `generate`, these rows of them; with beams `generate` repeats all but the cache by itself."""
+    selected: dict[str, Any] = {}
     for name, value in inputs.items():
         if isinstance(value, Tensor):
-            repeated[name] = value.repeat_interleave(rows, dim=0)
+            selected[name] = value[rows]
         elif isinstance(value, BaseModelOutput):
-            repeated[name] = BaseModelOutput(last_hidden_state=value[0].repeat_interleave(rows, dim=0))
+            selected[name] = BaseModelOutput(last_hidden_state=value[0][rows])
         else:
-            repeated[name] = copy.deepcopy(value)
-            repeated[name].batch_repeat_interleave(rows * beams)
-    return repeated
+            selected[name] = copy.deepcopy(value)
+            selected[name].batch_select_indices(rows.repeat_interleave(beams))
+    return selected
 
 
-def _can_be_repeated(cache: object) -> bool:
-    """Whether keys and values of a prompt are all that the cache has; recurrent networks have more."""
+class _OneReading(EncoderDecoderCache):
+    """The cache of a seq2seq all of whose beams have read the same prompt."""
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
+def _cache(read: Any) -> tuple[str, Any] | None:
+    """The cache that `generate` returned, by its name in this version of transformers, if rows can be selected."""
+    for name in CACHES:
+        if _is_plain(read.get(name)):
+            return name, read[name]
+    return None
+
+
+def _is_plain(cache: object) -> bool:
+    """Whether keys and values are all that the cache has; recurrent networks have more."""
+    if isinstance(cache, EncoderDecoderCache):
+        return _is_plain(cache.self_attention_cache) and _is_plain(cache.cross_attention_cache)
     return isinstance(cache, DynamicCache) and all(
         type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
     )
@@ -389,6 +621,10 @@ def _open(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrained
         raise InputValueError(
             f"{folder} lacks weights that its config.json tells of, such as {missing[0]}: download or save it again"
         )
+    if network.config._attn_implementation == "sdpa":
+        AttentionInterface.register(ATTENTION, attend)
+        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+        network.set_attn_implementation(ATTENTION)
     return network.eval(), tokenizer
 
 
