@@ -106,11 +106,17 @@ def table(result: Mapping[str, Any]) -> str:
         (f"{model} ahead by", [method["ahead"][model] for method in methods]),
     ):
         rows.append([label, str(result["questions"]), *(f"{100 * estimate['value']:.1f}" for estimate in estimates)])
-        rows.append(["", "", *(f"{100 * estimate['low']:.1f}..{100 * estimate['high']:.1f}" for estimate in estimates)])
+        rows.append(["", "", *map(interval, estimates)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
     rule = "-" * max(map(len, lines))
     return "\n".join([lines[0], rule, *lines[1:-6], rule, *lines[-6:]])
+
+
+def interval(estimate: Mapping[str, float | None]) -> str:
+    """In per cent; n/a where there is none."""
+    low, high = estimate["low"], estimate["high"]
+    return "n/a" if low is None or high is None else f"{100 * low:.1f}..{100 * high:.1f}"
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from cappy_train.evaluate import FloatArray, Question, candidate_questions
 from cappy_train.evaluation import Method, compare
 from cappy_train.instances import Instance, read_instances, write_instances
 from cappy_train.neighbours import normal
+from cappy_train.report import percent
 
 # The share of commongen's dev split that stays dev; the rest is trained on.
 DEV_SHARE = 0.2
@@ -223,11 +224,6 @@ def shown_by_task(compared: Mapping[str, Any]) -> str:
 
 def often_answering(compared: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [one for one in compared["methods"] if one["answered"] >= LEAST_ANSWERED * compared["questions"]]
-
-
-def percent(estimate: Mapping[str, float]) -> str:
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 if __name__ == "__main__":

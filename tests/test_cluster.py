@@ -29,6 +29,7 @@ from cappy_train import cluster
 from cappy_train.cli import main
 from cappy_train.cluster import Cluster, RemoteModel, open_cluster
 from cappy_train.shards import ShardFiles, open_writer
+from cappy_train.training import read_checkpoint
 
 # Ray leaves sockets and files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -208,6 +209,18 @@ def test_sampling_survives_an_actor(connected: Cluster, kill_busy: Callable[[str
         Cluster(actors=3)
 
 
+def test_ctrl_c_ends_training_as_it_ends_other_stages() -> None:
+    @cluster._interruptible()
+    def train() -> None:
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray Train does
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_bad_rows_are_named_as_here(connected: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cappy_train.annotate import annotate
 
@@ -284,7 +297,7 @@ def test_training_is_the_same_and_survives_a_process(
     connected: Cluster, kill_busy: Callable[[str], None], tmp_path: Path
 ) -> None:
     from cappy_train.pretrain import pretrain
-    from cappy_train.training import Settings, read_checkpoint
+    from cappy_train.training import Settings
 
     pairs, _ = write_tiny_pairs(tmp_path)
     bert = str(write_tiny_bert(tmp_path / "bert"))

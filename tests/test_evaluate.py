@@ -25,6 +25,7 @@ from cappy_train.evaluate import (
     dev_questions,
     distance_closed,
     distractor_questions,
+    estimate,
     majority_gains,
     oracle_gains,
     picked_gains,
@@ -316,6 +317,24 @@ def test_bootstrap_is_paired_seeded_and_within_tasks() -> None:
     assert not np.array_equal(samples, bootstrap(questions, gains, seed=2))
     constant = np.array([[0.2, 0.8] * 30])
     assert np.allclose(bootstrap(questions, constant), [0.2, 0.8])
+
+
+def test_a_single_example_has_no_interval() -> None:
+    rng = np.random.default_rng(6)
+    several = [question([1], task="several", group=str(n)) for n in range(4)]
+    alone = [question([1], task="alone", template=template, group="x") for template in ("a", "b")]
+    each_alone = [question([1], task="each", template=str(n), group=str(n)) for n in range(3)]
+    some_alone = [question([1], task="some", template=str(n // 2), group=str(n)) for n in range(3)]
+    questions = [*several, *alone, *each_alone, *some_alone]
+    samples = bootstrap(questions, rng.random((2, len(questions))))
+    tasks = ["alone", "each", "several", "some"]
+    unknown = np.isnan(samples).all(axis=(0, 1))
+    assert [task for task, nan in zip(tasks, unknown, strict=True) if nan] == ["alone", "each"]
+    assert not np.isnan(samples[..., ~unknown]).any()
+    assert estimate(np.array([0.25, *samples[:, 0, 0]])) == {"value": 0.25, "low": None, "high": None}
+    assert None not in estimate(np.array([0.25, *samples[:, 0, 2]])).values()
+    closed = distance_closed([0.3, np.nan], [0.2, np.nan], [0.4, np.nan])
+    assert closed == pytest.approx([0.5, np.nan], nan_ok=True)
 
 
 # Development sets

@@ -234,7 +234,31 @@ def test_curves_go_from_random_to_the_pick_of_all(data: Path, tiny_model: Path, 
         values = [one["value"] for one in curve["values"]]
         assert values[0] == pytest.approx(found["random"], abs=2e-5)
         assert values[-1] == pytest.approx(found[curve["name"]], abs=2e-5)
+
+
+def test_a_task_with_a_single_example_has_no_interval(tiny_model: Path, tmp_path: Path) -> None:
+    several = [sampled(number) for number in range(4)]
+    write_instances(tmp_path / "several.jsonl", several)
+    section = evaluate([tiny_model], tmp_path / "several.jsonl", tmp_path / "several")["sections"]["generation"]
+    for curve in section["best_of"]["curves"]:
         assert all(one["low"] <= one["value"] <= one["high"] for one in curve["values"])
+    write_instances(tmp_path / "in.jsonl", [*several, sampled(9, task="alone")])
+    section = evaluate([tiny_model], tmp_path / "in.jsonl", tmp_path / "out")["sections"]["generation"]
+    model = section["methods"][0]
+    assert model["tasks"]["describe"]["low"] < model["tasks"]["describe"]["high"]
+    reliability = section["reliability"]["tiny"]
+    for estimate in (
+        model["tasks"]["alone"],
+        model["average"],
+        model["closed"],
+        section["best_of"]["curves"][0]["values"][0],
+        reliability["calibration_error"],
+        reliability["score_length"],
+    ):
+        assert estimate["low"] is estimate["high"] is None
+        assert np.isfinite(estimate["value"])
+    for report in ("report.md", "report.html"):
+        assert f"{100 * model['average']['value']:.1f} [n/a]" in (tmp_path / "out" / report).read_text(encoding="utf-8")
 
 
 def test_self_scores_need_likelihoods(tiny_model: Path, tmp_path: Path) -> None:
@@ -269,7 +293,7 @@ def test_models_stand_beside_each_other(data: Path, tiny_model: Path, tmp_path: 
     assert second["ahead"]["other"]["value"] == pytest.approx(
         first["average"]["value"] - second["average"]["value"], abs=2e-5
     )
-    assert second["ahead"]["tiny"] == {"value": 0, "low": 0, "high": 0}
+    assert second["ahead"]["tiny"]["value"] == 0
     assert set(section["reliability"]) == {"other", "tiny"}
 
 
@@ -302,8 +326,9 @@ def test_the_page_has_the_figures_and_needs_nothing_else(data: Path, tiny_model:
     markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     for section in report["sections"].values():
         for method in section["methods"]:
-            value, low, high = (f"{round(100 * method['average'][key], 1) + 0:.1f}" for key in ("value", "low", "high"))
-            shown = value if value == low == high else f"{value} [{low}, {high}]"
+            numbers = (method["average"][key] for key in ("value", "low", "high"))
+            value, low, high = ("n/a" if one is None else f"{round(100 * one, 1) + 0:.1f}" for one in numbers)
+            shown = value if value == low == high else f"{value} [n/a]" if low == "n/a" else f"{value} [{low}, {high}]"
             name = f"{method['name']} (system)" if method["kind"] == "system" else method["name"]
             assert any(row[0] == name and shown in row for row in rows), (name, shown)
             assert any(line.startswith(f"| {name} |") and f"| {shown} |" in line for line in markdown.splitlines())

@@ -47,6 +47,7 @@ from cappy_train.files import Source, find_files, folder_written_whole
 from cappy_train.instances import Candidate, Instance, read_instances
 from cappy_train.network import ScorerNetwork
 from cappy_train.read_back import network_of
+from cappy_train.report import percent
 from cappy_train.shards import file_digest, write_json
 from cappy_train.streaming import ListedRows, draw_responses
 from cappy_train.training import Settings, train, trained_network
@@ -378,7 +379,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 NOTES = {
     "held out": "Training stopped by these picks, so the model after it looks better here than it is. What a pick is "
     "worth, in %: for instances with choices 100 if right, else the best Porter-stemmed Rouge-L F-measure over the "
-    "references; averages over tasks; 95 % bootstrap intervals.",
+    "references; averages over tasks; 95 % bootstrap intervals, [n/a] where a task has a single example.",
     "test": "Nothing was chosen by these.",
 }
 
@@ -389,13 +390,8 @@ def _table(compared: Mapping[str, Any]) -> str:
         missing = compared["questions"] - method["answered"]
         name = method["name"] + (f" (none for {missing:,})" if missing else "")
         ahead = method["ahead"][AFTER.name]
-        rows.append(f"| {name} | {_percent(method['average'])} | {_percent(method['closed'])} | {_percent(ahead)} |")
+        rows.append(f"| {name} | {percent(method['average'])} | {percent(method['closed'])} | {percent(ahead)} |")
     return "\n".join(rows)
-
-
-def _percent(estimate: Mapping[str, float]) -> str:
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def peak_memory_mib() -> float:

@@ -13,7 +13,9 @@ import os
 import pickle
 import platform
 import shutil
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -185,7 +187,8 @@ class Cluster:
             ),
         )
         try:
-            trainer.fit()
+            with _interruptible():
+                trainer.fit()
         except WorkerGroupError as error:
             for failure in error.worker_failures.values():
                 cause = getattr(failure, "_base_exc", failure)
@@ -196,6 +199,19 @@ class Cluster:
             raise InputValueError(f"the cluster gave up: {_first_cause(error)}") from error
         finally:
             shutil.rmtree(records, ignore_errors=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is KeyboardInterrupt, which Ray Train makes SystemExit, and would keep doing so."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _count(resource: str) -> int:

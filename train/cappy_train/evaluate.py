@@ -214,9 +214,9 @@ def majority_gains(questions: Sequence[Question]) -> FloatArray:
 
 
 def distance_closed(picked: npt.ArrayLike, random: npt.ArrayLike, oracle: npt.ArrayLike) -> FloatArray:
-    """How far from a random pick (0) to the best one (1) average gains come; 0 where these two are equal."""
+    """How far from a random pick (0) to the best one (1) average gains come; 0 where these are equal, NaN of NaN."""
     gained, possible = np.subtract(picked, random), np.subtract(oracle, random)
-    return np.divide(gained, possible, out=np.zeros(np.shape(gained)), where=possible > 0)
+    return np.divide(gained, possible, out=np.zeros(np.shape(gained)), where=~(possible <= 0))
 
 
 def task_means(questions: Sequence[Question], gains: FloatArray) -> FloatArray:
@@ -236,13 +236,15 @@ def bootstrap(
 
     Groups are drawn with replacement within each task, all methods on the same draws, so that differences are paired.
     A mean over a template's questions is taken to first order: each question adds its weighted deviation from its
-    template's mean as often as its group is drawn. That stays defined where a draw misses a template.
+    template's mean as often as its group is drawn. That stays defined where a draw misses a template. A task of which
+    no template has two questions is NaN: resampling can't tell how its mean would vary.
     """
-    _, template_of, weights = _weights(questions)
+    task_of, template_of, weights = _weights(questions)
     sizes = np.bincount(template_of)
     template_means = np.stack([np.bincount(template_of, row) / sizes for row in gains])
     deviations = (gains - template_means[:, template_of]) * weights
-    return task_means(questions, gains) + resampled_sums(questions, deviations, seed=seed, resamples=resamples)
+    samples = task_means(questions, gains) + resampled_sums(questions, deviations, seed=seed, resamples=resamples)
+    return np.where(np.bincount(task_of, sizes[template_of] > 1) > 0, samples, np.nan)
 
 
 def resampled_sums(
@@ -250,7 +252,8 @@ def resampled_sums(
 ) -> FloatArray:
     """Sums over resampled questions of each task, as (resamples, rows, tasks) float64; values: (rows, n) float64.
 
-    Groups are drawn with replacement within each task, as many as it has, all rows on the same draws.
+    Groups are drawn with replacement within each task, as many as it has, all rows on the same draws. A task of one
+    group is NaN: every draw would be the same, as if nothing about it were uncertain.
     """
     rng = np.random.default_rng(seed)
     task_of = _weights(questions)[0]
@@ -261,6 +264,9 @@ def resampled_sums(
         group_of = np.unique(groups[members], return_inverse=True)[1]
         by_group = np.stack([np.bincount(group_of, row) for row in values[:, members]], axis=1)
         count = len(by_group)
+        if count == 1:
+            samples[:, :, task] = np.nan
+            continue
         step = max(DRAWS // count, 1)
         for start in range(0, resamples, step):
             part = samples[start : start + step, :, task]
@@ -268,11 +274,17 @@ def resampled_sums(
     return samples
 
 
-def estimate(samples: FloatArray) -> dict[str, float]:
-    """{value, low, high} of a figure and of its resamples, (1 + resamples,): the 95 % interval of their percentiles."""
+def estimate(samples: FloatArray) -> dict[str, float | None]:
+    """{value, low, high} of a figure and of its resamples, (1 + resamples,): the 95 % interval of their percentiles.
+
+    low and high are None where resamples are NaN: see `bootstrap`.
+    """
     figures = samples[0], *np.percentile(samples[1:], [2.5, 97.5])
-    # + 0, so that there is no -0.0.
-    return {name: round(float(figure), 5) + 0 for name, figure in zip(("value", "low", "high"), figures, strict=True)}
+    return {
+        # + 0, so that there is no -0.0.
+        name: None if np.isnan(figure) else round(float(figure), 5) + 0
+        for name, figure in zip(("value", "low", "high"), figures, strict=True)
+    }
 
 
 def dev_questions(source: Source) -> list[Question]:

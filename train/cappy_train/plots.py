@@ -94,9 +94,13 @@ def distribution_plot(title: str, histogram: Mapping[str, Sequence[int]]) -> str
 
 
 def best_of_plot(title: str, sizes: Sequence[int], curves: Sequence[Mapping[str, Any]], y_label: str) -> str:
-    """The mean gain of each curve's pick among n random responses, with its interval; n is on a logarithmic axis."""
-    ends = [value[end] for curve in curves for value in curve["values"] for end in ("low", "high")]
-    low, high = min(ends), max(ends)
+    """The mean gain of each curve's pick among n random responses, with its interval if it has one.
+
+    n is on a logarithmic axis.
+    """
+    ends = [value[end] for curve in curves for value in curve["values"] for end in ("value", "low", "high")]
+    known = [end for end in ends if end is not None]
+    low, high = min(known), max(known)
     room = max((high - low) * 0.05, 0.01)
     axes = Axes(0, log2(sizes[-1]), low - room, high + room)
     # The largest size may be no power of 2, and then too near to the last one that is.
@@ -105,6 +109,8 @@ def best_of_plot(title: str, sizes: Sequence[int], curves: Sequence[Mapping[str,
     parts = axes.draw(x_ticks, _percent_ticks(low - room, high + room), "responses to pick from", y_label)
     places = [axes.x(log2(size)) for size in sizes]
     for number, curve in enumerate(curves):
+        if any(value["low"] is None for value in curve["values"]):
+            continue
         lows, highs = ([axes.y(value[end]) for value in curve["values"]] for end in ("low", "high"))
         corners = [*zip(places, lows, strict=True), *reversed(list(zip(places, highs, strict=True)))]
         outline = " ".join(f"{x},{y}" for x, y in corners)

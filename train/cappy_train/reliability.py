@@ -36,7 +36,7 @@ def reliability(questions: Sequence[Question], scores: Sequence[FloatArray], *, 
         scores: for each question (candidates,).
 
     Returns:
-        Values for JSON; every estimate is {value, low, high}.
+        Values for JSON; every estimate is {value, low, high}, as `evaluate.estimate` gives it.
     """
     score, gain = np.concatenate(scores), np.concatenate([question.gains for question in questions])
     length = np.array([len(text) for question in questions for text in question.candidates], dtype=np.float64)
@@ -115,10 +115,10 @@ def _moments(a: FloatArray, b: FloatArray) -> list[FloatArray]:
     return [a, b, a * a, b * b, a * b]
 
 
-def _correlation(counts: FloatArray, moments: FloatArray) -> dict[str, float] | None:
+def _correlation(counts: FloatArray, moments: FloatArray) -> dict[str, float | None] | None:
     """Pearson's correlation by sums of `_moments`, (1 + resamples, 5), over `counts` candidates, (1 + resamples,)."""
     a, b, aa, bb, ab = moments.T / counts
     spread = np.sqrt(np.maximum(aa - a * a, 0) * np.maximum(bb - b * b, 0))
     if spread[0] < 1e-9:
         return None
-    return estimate(np.clip(np.divide(ab - a * b, spread, out=np.zeros_like(spread), where=spread > 0), -1, 1))
+    return estimate(np.clip(np.divide(ab - a * b, spread, out=np.zeros_like(spread), where=~(spread <= 0)), -1, 1))

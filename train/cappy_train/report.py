@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ METHODS = {
 }
 AVERAGES = (
     "Averages are over the questions of a template, then over a task's templates, then over tasks, in %. "
-    "In brackets: 95 % intervals, percentiles of a bootstrap over examples within tasks. Of equal candidates the first "
-    "is picked."
+    "In brackets: 95 % intervals, percentiles of a bootstrap over examples within tasks; [n/a] where a task has a "
+    "single example, since how much of it is chance can't be told. Of equal candidates the first is picked."
 )
 UNANSWERED = (
     "A method is judged on the questions that it answers, and the models beside it on the same ones; "
@@ -111,11 +111,11 @@ def _method_table(section: Mapping[str, Any]) -> Table:
     rows = [
         [
             _name(method),
-            *([f"{method['answered']:,}", _percent(method.get("zero_where_missing"))] if partial else []),
-            _percent(method["average"]),
-            _percent(method["closed"]),
+            *([f"{method['answered']:,}", percent(method.get("zero_where_missing"))] if partial else []),
+            percent(method["average"]),
+            percent(method["closed"]),
             *(
-                "" if method["name"] == model and method["kind"] == "model" else _percent(method["ahead"][model])
+                "" if method["name"] == model and method["kind"] == "model" else percent(method["ahead"][model])
                 for model in models
             ),
         ]
@@ -138,7 +138,7 @@ def _task_table(section: Mapping[str, Any]) -> Table:
 
 def _best_of_table(best_of: Mapping[str, Any]) -> Table:
     sizes, reached = best_of["sizes"], best_of["questions_with_so_many"]
-    rows = [[curve["name"], *map(_percent, curve["values"])] for curve in best_of["curves"]]
+    rows = [[curve["name"], *map(percent, curve["values"])] for curve in best_of["curves"]]
     counts = ", ".join(f"{many:,} questions have {size}" for size, many in zip(sizes, reached, strict=True))
     return Table(
         "Best of n: the mean gain of the pick among n random ones of a question's recorded responses, in %. A question "
@@ -154,7 +154,7 @@ def _reliability_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
             name,
             f"{one['candidates']:,}",
             f"{one['right']:,}",
-            _percent(one["calibration_error"]),
+            percent(one["calibration_error"]),
             _number(one["auc"]),
             _number(one["score_length"]),
             _number(one["gain_length"]),
@@ -278,24 +278,30 @@ def _name(method: Mapping[str, Any]) -> str:
     return f"{method['name']} (system)" if method["kind"] == "system" else str(method["name"])
 
 
-def _percent(estimate: Mapping[str, float] | None) -> str:
-    """In per cent with the interval, where there is one."""
-    if estimate is None:
-        return ""
-    value, low, high = (_hundredths(estimate[key]) for key in ("value", "low", "high"))
-    return value if low == value == high else f"{value} [{low}, {high}]"
+def percent(estimate: Mapping[str, float | None] | None) -> str:
+    """An estimate in per cent, with its interval unless that has no width; nothing for None."""
+    return "" if estimate is None else _with_interval(estimate, _hundredths)
 
 
 def _value(estimate: Mapping[str, float] | None) -> str:
     return "" if estimate is None else _hundredths(estimate["value"])
 
 
+def _with_interval(estimate: Mapping[str, float | None], show: Callable[[float], str]) -> str:
+    value, low, high = (
+        None if number is None else show(number) for number in map(estimate.get, ("value", "low", "high"))
+    )
+    if low is None or high is None:
+        return f"{value} [n/a]"
+    return f"{value}" if low == value == high else f"{value} [{low}, {high}]"
+
+
 def _hundredths(share: float) -> str:
     return f"{round(100 * share, 1) + 0:.1f}"  # + 0, so that there is no -0.0
 
 
-def _number(estimate: Mapping[str, float] | None) -> str:
-    return "" if estimate is None else f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+def _number(estimate: Mapping[str, float | None] | None) -> str:
+    return "" if estimate is None else _with_interval(estimate, "{:.3f}".format)
 
 
 def _count(things: Mapping[str, int], name: str) -> str:
