@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,6 +259,18 @@ def test_parity_at_its_limits() -> None:
     for worse in ({"network_difference": 2e-4}, {"quantised_difference": 0.0151}, {"same_pick": 0.969}):
         with pytest.raises(ModelError):
             check_parity(replace(parity, **worse))
+
+
+def test_parity_of_scores_that_only_order() -> None:
+    parity = Parity(1e-4, 0.05, 0.97, 100, 90)
+    check_parity(parity, only_orders=True)
+    none_clear = replace(parity, same_pick=math.nan, clear_questions=0)
+    check_parity(none_clear, only_orders=True)
+    with pytest.raises(ModelError):
+        check_parity(replace(none_clear, quantised_difference=0.015))
+    for worse in ({"network_difference": 2e-4}, {"quantised_difference": 0.0501}, {"same_pick": 0.969}):
+        with pytest.raises(ModelError):
+            check_parity(replace(parity, **worse), only_orders=True)
 
 
 def test_an_existing_folder_is_left_alone(run: Path, data: Path, tmp_path: Path) -> None:

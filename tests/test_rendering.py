@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,29 @@ def test_bad_outputs_are_refused_before_anything_is_read(tmp_path: Path, templat
 def test_splits() -> None:
     names = ("train_r1", "dev", "validation_matched", "test")
     assert [split_of(name) for name in names] == ["train", "dev", "dev", "test"]
+
+
+def test_rows_are_divided_whole_and_alike(tmp_path: Path, templates: Path) -> None:
+    rows = [{"text": f"day {number % 200}", "label": 1} for number in range(400)]  # each twice
+    out = tmp_path / "out.jsonl"
+    render_instances(write_rows(tmp_path / "rows.jsonl", rows), templates, "mood", out, shares=(60, 20, 20))
+    splits: dict[str, set[str]] = {}
+    for one in read_instances(out):
+        (day,) = set(re.findall(r"day \d+", one.instruction + one.references[0]))
+        splits.setdefault(day, set()).add(one.split)
+    assert all(len(of_row) == 1 for of_row in splits.values())
+    counts = Counter(next(iter(of_row)) for of_row in splits.values())
+    assert 100 < counts["train"] < 140
+    assert 25 < counts["dev"] < 55
+    before = out.read_bytes()
+    render_instances(write_rows(tmp_path / "rows.jsonl", rows), templates, "mood", out, shares=(3, 1, 1))
+    assert out.read_bytes() == before
+    render_instances(tmp_path / "rows.jsonl", templates, "mood", out, shares=(0, 0, 1), seed=1)
+    assert {one.split for one in read_instances(out)} == {"test"}
+    for shares in ((1, 1, -1), (0, 0, 0), (1, 1, float("nan"))):
+        with pytest.raises(InputValueError, match="can't be divided by the shares"):
+            render_instances(tmp_path / "rows.jsonl", templates, "mood", out, shares=shares)
+    assert main(["instances", "--data", str(out), "--out", str(tmp_path / "no.jsonl"), "--divide", "1", "1", "1"]) == 1
 
 
 def test_command(tmp_path: Path, templates: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,17 +73,18 @@ class Api(ThreadingHTTPServer):
 
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         instruction, count = body["messages"][0]["content"], min(body.get("n", 1), self.most)
-        settings = (body["temperature"], body["top_p"], count)
+        temperature, top_p = body["temperature"], body.get("top_p", 1.0)
+        settings = (temperature, top_p, count)
         length = body.get("max_tokens") or body["max_completion_tokens"]
         with self.lock:
             if settings not in self._models:
-                decoding = Decoding("x", count, temperature=body["temperature"], top_p=body["top_p"])
+                decoding = Decoding("x", count, temperature=temperature, top_p=top_p)
                 self._models[settings] = LocalModel(
                     self.folder, decodings=[decoding], max_new_tokens=length, precision="float32"
                 )
             one = Instance(instruction, "t", None, instruction, ("x",), (), None, "train")
             candidates = self._models[settings].sample([one]).candidates[0]
-            self.answered[instruction, body["temperature"], body["top_p"]] += count
+            self.answered[instruction, temperature, top_p] += count
         choices = []
         for candidate in candidates:
             assert candidate.log_likelihood is not None

@@ -462,6 +462,7 @@ def _write_adapted(
             instances=len(rows),
             tasks=", ".join(tasks[:NAMED_TASKS]) + others,
         ),
+        only_orders=True,
     )
 
 

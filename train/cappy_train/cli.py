@@ -268,6 +268,13 @@ def _add_instances(stages: argparse._SubParsersAction[argparse.ArgumentParser]) 
     rows.add_argument(
         "--template", action="append", metavar="NAME", help="use this template; may be repeated (default: all)"
     )
+    rows.add_argument(
+        "--divide",
+        nargs=3,
+        type=float,
+        metavar=("TRAIN", "DEV", "TEST"),
+        help="draw each row's split in these proportions, such as 60 20 20 (default: all are of --split)",
+    )
     rows.add_argument("--one-per-row", action="store_true", help="one template a row, drawn at random (default: all)")
     rows.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
     rows.add_argument(
@@ -328,6 +335,8 @@ def _instances(arguments: argparse.Namespace) -> None:
     if arguments.templates is None:
         if arguments.dataset is not None:
             raise InputValueError("--dataset names the templates to use: give --templates too")
+        if arguments.divide is not None:
+            raise InputValueError("--divide is for rows, which --templates makes instances of: give --templates too")
         if arguments.cluster is not None:
             raise InputValueError("--cluster renders templates: without --templates there is nothing to share out")
         count = convert_instances(
@@ -348,6 +357,7 @@ def _instances(arguments: argparse.Namespace) -> None:
             one_per_row=arguments.one_per_row,
             seed=arguments.seed,
             split=arguments.split or "train",
+            shares=None if arguments.divide is None else tuple(arguments.divide),
             longest=arguments.cut,
             workers=cluster,
         )

@@ -66,6 +66,8 @@ class Parity:
 CLEAR_MARGIN = 0.02
 MAX_NETWORK_DIFFERENCE = 1e-4
 MAX_QUANTISED_DIFFERENCE = 0.015
+# The same where scores only order the candidates of an instruction.
+MAX_ORDERING_DIFFERENCE = 0.05
 MIN_SAME_PICK = 0.97
 
 
@@ -123,6 +125,7 @@ def write_model(
     identity: Mapping[str, object],
     training: Mapping[str, float],
     origin: str = PRETRAINED,
+    only_orders: bool = False,
 ) -> None:
     """Fills a folder with a network's model: graph, 8-bit weights, float32 twin, config and card.
 
@@ -134,6 +137,7 @@ def write_model(
         identity: name, base_model, licence and max_tokens, for config and card.
         training: steps, and figures whose names have `_dev_`, for config and card.
         origin: what the network was trained on, for the card.
+        only_orders: see `check_parity`.
 
     Raises:
         ModelError: the graph or its quantisation doesn't agree with the network as `check_parity` demands.
@@ -149,7 +153,7 @@ def write_model(
     through_network = [(question.instruction, question.candidates) for question in checked[::NETWORK_STEP]]
     network_part = network_scores(network, packer, through_network, max_tokens)
     parity = measure_parity(network_part, float_scores, quantised_scores)
-    check_parity(parity)
+    check_parity(parity, only_orders=only_orders)
 
     shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
     card = model_card(identity, layers=network.config.layers, training=training, parity=asdict(parity), origin=origin)
@@ -219,17 +223,23 @@ def measure_parity(
     )
 
 
-def check_parity(parity: Parity) -> None:
-    """Raises ModelError unless the graphs agree with the network as they must; a figure that is NaN doesn't."""
+def check_parity(parity: Parity, *, only_orders: bool = False) -> None:
+    """Raises ModelError unless the graphs agree with the network as they must; a figure that is NaN doesn't.
+
+    only_orders: scores order the candidates of an instruction, and mean no more. They may differ by more then, and
+        there needn't be any clear question, as there mayn't among few.
+    """
     if not parity.network_difference <= MAX_NETWORK_DIFFERENCE:
         raise ModelError(
             f"the float32 graph's scores differ from the network's by up to {parity.network_difference:.2g}, more than "
             f"{MAX_NETWORK_DIFFERENCE}: the checkpoint is damaged, or the graph no longer follows the network"
         )
-    if not (parity.quantised_difference <= MAX_QUANTISED_DIFFERENCE and parity.same_pick >= MIN_SAME_PICK):
+    most = MAX_ORDERING_DIFFERENCE if only_orders else MAX_QUANTISED_DIFFERENCE
+    same = parity.same_pick >= MIN_SAME_PICK or (only_orders and not parity.clear_questions)
+    if not (parity.quantised_difference <= most and same):
         raise ModelError(
             f"8 bits don't hold this network: scores differ by {parity.quantised_difference:.4f} in the mean (at most "
-            f"{MAX_QUANTISED_DIFFERENCE} is allowed), and {parity.same_pick:.1%} of {parity.clear_questions} clear "
+            f"{most} is allowed), and {parity.same_pick:.1%} of {parity.clear_questions} clear "
             f"questions keep their best candidate (at least {MIN_SAME_PICK:.0%}): train longer, or at a lower rate"
         )
 

@@ -138,7 +138,9 @@ def write_joint_model(
     Raises:
         ModelError: the graph or its quantisation doesn't agree with the network as `check_joint_parity` demands.
     """
-    checkpoint.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+    # Not by the tokenizer's own save, whose errors are no OSError.
+    tokenizer = checkpoint.tokenizer.backend_tokenizer.to_str(pretty=True)
+    (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
     parity = _write_graph(folder, checkpoint, identity["max_tokens"], quantise=quantise, calibration=calibration)
     calibrated = calibration is not None
     card = joint_card(identity, activation=activation, calibrated=calibrated, parity=asdict(parity), training=training)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field, replace
-from itertools import count, islice
+from itertools import accumulate, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from tqdm import tqdm
 
 from cappy_lite.errors import InputValueError
 from cappy_train.files import Source, find_files
-from cappy_train.instances import Instance, check_output, read_instances, write_instances
+from cappy_train.instances import SPLITS, Instance, check_output, read_instances, write_instances
 from cappy_train.records import size
 from cappy_train.rows import Row, is_hugging_face, open_rows
 from cappy_train.templates import Nothing, Template, read_templates, render, task_name
@@ -59,6 +62,7 @@ def render_instances(
     one_per_row: bool = False,
     seed: int = 0,
     split: str = "train",
+    shares: tuple[float, float, float] | None = None,
     longest: int | None = None,
     workers: Workers | None = None,
 ) -> Rendered:
@@ -73,6 +77,8 @@ def render_instances(
         one_per_row: of the templates that give an instance of a row, one is drawn at random; else all are used.
         seed: of these draws, and of what templates draw themselves.
         split: the rows' split, after which the instances' is called: train..., dev... or validation..., test...
+        shares: of train, dev and test among the rows, in any unit. A row's split is drawn by what it holds and the
+            seed, so equal rows, and all instances of a row, have one. None: all are of `split`.
         longest: printed values are cut to so many characters, see `render`.
         workers: what renders, such as a `cluster.Cluster`; None: this process.
 
@@ -82,6 +88,8 @@ def render_instances(
     check_output(out)
     if longest is not None and longest < 4:
         raise InputValueError(f"values can't be cut to {longest} characters, of which three are dots: give 4 or more")
+    if shares is not None and not (min(shares) >= 0 and 0 < sum(shares) < math.inf):
+        raise InputValueError(f"rows can't be divided by the shares {shares}: give three that are 0 or more, not all 0")
     if not is_hugging_face(data):
         _refuse_overwriting(find_files(data), out)
     job = _Job(
@@ -93,6 +101,7 @@ def render_instances(
         split=split,
         task=task_name(dataset, subset),
         instance_split=split_of(split),
+        shares=shares,
         longest=longest,
     )
     done = Rendered()
@@ -123,6 +132,7 @@ class _Job:
     split: str
     task: str
     instance_split: str
+    shares: tuple[float, float, float] | None
     longest: int | None
 
     def rows(self) -> Iterator[tuple[int, list[Row]]]:
@@ -139,6 +149,7 @@ class _Job:
         done = Rendered(rows=len(rows))
         instances = []
         for number, row in enumerate(rows, start=start):
+            split = self.instance_split if self.shares is None else drawn_split(row, self.shares, self.seed)
             order: Sequence[Template] = self.templates
             if self.one_per_row:
                 order = random.Random(f"{self.seed}:{number}").sample(order, len(order))
@@ -149,7 +160,7 @@ class _Job:
                     row,
                     id=id,
                     task=self.task,
-                    split=self.instance_split,
+                    split=split,
                     seed=self.seed,
                     longest=self.longest,
                 )
@@ -206,6 +217,14 @@ def split_of(name: str) -> str:
         if name.startswith(start):
             return split
     raise InputValueError(f"split is {name!r}: it should begin with train, dev, validation or test")
+
+
+def drawn_split(row: Row, shares: tuple[float, float, float], seed: int) -> str:
+    """The split that a row goes to: the same for the same values in every process."""
+    digest = hashlib.sha256(f"{seed} {json.dumps(row, sort_keys=True, default=str)}".encode()).digest()
+    drawn = (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # of [0, 1), in which all doubles of this form are exact
+    ends = list(accumulate(shares))
+    return next(split for split, end in zip(SPLITS, ends, strict=True) if drawn * ends[-1] < end)
 
 
 def _refuse_overwriting(paths: list[Path], out: Path) -> None:
