@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,28 @@ def test_sampling_survives_an_actor(connected: Cluster, kill_busy: Callable[[str
         other.sample([])
     with pytest.raises(InputValueError, match=r"3 processes need as many CPUs, and the cluster has 2"):
         Cluster(actors=3)
+
+
+def test_the_commands_stage_by_stage(connected: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def opened(address: str, *, actors: int | None = None) -> Iterator[Cluster]:
+        assert address == "local"
+        yield Cluster(actors)
+
+    monkeypatch.setattr(cluster, "open_cluster", opened)
+    monkeypatch.chdir(tmp_path)
+    write_templates(tmp_path / "templates.tar.gz", {"mood": YAML})
+    Path("rows.jsonl").write_text("".join(f'{{"text": "day {number}", "label": 0}}\n' for number in range(40)))
+    write_generator(tmp_path / "t5", "t5")
+    write_tiny_bert(tmp_path / "bert")
+    for command in (
+        "instances --data rows.jsonl --templates templates.tar.gz --dataset mood --out in.parquet",
+        "sample --data in.parquet --model t5 --max-new-tokens 4 --shard-instances 20 --out sampled --actors 2",
+        "annotate --data sampled --out pairs",
+        "pretrain --data pairs --base bert --out run --steps 2 --batch-tokens 256 --short 140 --long 160 --processes 2",
+    ):
+        assert main([*command.split(), "--cluster", "local"]) == 0, command
+    assert read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 2
 
 
 def test_ctrl_c_ends_training_as_it_ends_other_stages() -> None:
