@@ -20,6 +20,9 @@ settings.load_profile("cappy")
 # A shell's background jobs ignore Ctrl-C, and so would all processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Two processes of tests side by side, each with PyTorch on as many threads as there are cores, wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # Tests that import ONNX Runtime by themselves mustn't start its telemetry either.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -42,15 +42,6 @@ SETTINGS = Settings(
     checkpoint_every=4,
     evaluate_every=8,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As many as the processes have that runs here are compared with: sums of other parts round otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +173,7 @@ def launch(script: Path, folder: Path, out: Path, settings: Settings, environmen
     for name, value in asdict(settings).items():
         if value != default[name]:
             command += [f"--{name.replace('_', '-')}", str(value)]
-    done = subprocess.run(
-        command, env={**os.environ, **environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
