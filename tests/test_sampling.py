@@ -32,8 +32,9 @@ from transformers import (
 from cappy_lite.errors import InputTypeError, InputValueError, ModelError
 from cappy_train.annotate import annotate
 from cappy_train.cli import DECODINGS, main
+from cappy_train.drawing import draw
 from cappy_train.instances import Candidate, Instance, read_instances, write_instances
-from cappy_train.local_models import LocalModel, _HalfHaveEnded, _Writer, draw
+from cappy_train.local_models import LocalModel, _HalfHaveEnded, _Writer
 from cappy_train.sampling import PAPER, Decoding, allotted, sample
 from cappy_train.shards import Shards
 
