@@ -444,7 +444,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention as transformers' "sdpa" has it, for one query a row on a CPU by two products.
 
-    PyTorch's fused kernel takes ten times as long there in bfloat16.
+    PyTorch's fused kernel takes several times as long there in bfloat16.
     """
     if query.shape[2] > 1 or query.device.type != "cpu" or options.get("softcap") is not None:
         options |= {"scaling": scaling, "position_bias": position_bias}
