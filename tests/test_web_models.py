@@ -139,7 +139,7 @@ def test_what_is_wrong_for_all_shows_at_the_first_request(api: Api, changes: dic
 @pytest.mark.parametrize(
     "unknown",
     [set(), {"logprobs"}, {"n"}, {"n", "logprobs", "max_tokens"}],
-    ids=lambda names: ",".join(names) or "none",
+    ids=lambda names: ",".join(sorted(names)) or "none",
 )
 def test_what_the_api_does_not_know_is_left_out(api: Api, unknown: set[str]) -> None:
     api.unknown, api.logprobs = unknown, "logprobs" not in unknown
