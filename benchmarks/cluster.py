@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from ray import cloudpickle
 
 from benchmarks import training
 from benchmarks.machine import describe_machine
@@ -159,6 +160,8 @@ def measure(folder: Path, base: Path, rounds: int) -> dict[str, Any]:
     jobs = {"annotate": annotation(folder), "instances": rendering(folder)}
     generator = write_generator(base, folder / "generator")
     measured: dict[str, Any] = {"cpus": available_cpus(), "rounds": rounds, "stages": {}}
+    # Benchmarks aren't installed, so Ray's processes may not find this module by its name.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     start = time.perf_counter()
     with open_cluster(LOCAL) as cluster:
         measured["ray_seconds"] = time.perf_counter() - start
@@ -263,12 +266,8 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def drain(cluster: Cluster, items: Callable[[], Iterable[Any]]) -> None:
     """One process reads the items and hands them out, for nothing."""
-    for _ in cluster.map(forget, items):
+    for _ in cluster.map(bool, items):
         pass
-
-
-def forget(item: object) -> None:
-    pass
 
 
 def measure_overhead(cluster: Cluster, rounds: int) -> dict[str, Median]:
