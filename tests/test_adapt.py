@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_api import KEY, MODEL, Api
+from tiny_api import KEY, MODEL, serving
 from tiny_generators import write_generator
 from tiny_joint import write_tiny_joint
 from tiny_scorer import write_tiny_scorer
@@ -208,17 +207,9 @@ def test_candidates_are_sampled_by_a_web_api(model: Path, tmp_path: Path, monkey
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     path = tmp_path / "examples.jsonl"
     write_instances(path, [replace(example(number), candidates=()) for number in range(6)])
-    api = Api(write_generator(tmp_path / "generator", "gpt2"))
-    thread = threading.Thread(target=api.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        options = ["--data", str(path), "--out", str(tmp_path / "out"), "--model", str(model), "--epochs", "1"]
+    options = ["--data", str(path), "--out", str(tmp_path / "out"), "--model", str(model), "--epochs", "1"]
+    with serving(write_generator(tmp_path / "generator", "gpt2")) as api:
         assert main(["adapt", *options, "--api", api.url, "--generator", MODEL]) == 0
-    finally:
-        api.ended.set()
-        api.shutdown()
-        thread.join()
-        api.server_close()
     report = json.loads((tmp_path / "out" / "adaptation.json").read_text())
     assert {"sampling", "temperature", "nucleus"} <= set(by_name(report["picks"]["held out"]))
 

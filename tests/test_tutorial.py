@@ -7,14 +7,13 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from tiny_api import KEY, MODEL, Api
+from tiny_api import KEY, MODEL, Api, serving
 from tiny_generators import write_generator
 
 from cappy_train.instances import Instance, parse_instance, read_instances
@@ -26,14 +25,8 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Api]:
-    server = Api(write_generator(tmp_path / "llama", "llama", max_tokens=300))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.ended.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(write_generator(tmp_path / "llama", "llama", max_tokens=300)) as server:
+        yield server
 
 
 def run(kind: str, block: str, folder: Path, variables: dict[str, str]) -> str:

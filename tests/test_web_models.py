@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_api import KEY, MODEL, Api
+from tiny_api import KEY, MODEL, Api, serving
 from tiny_generators import write_generator
 
 from cappy_lite.errors import InputValueError
@@ -48,14 +47,8 @@ def api(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(web_models, "FIRST_PAUSE", 0.01)
-    server = Api(folder)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.ended.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(folder) as server:
+        yield server
 
 
 def model(api: Api, **options: Any) -> WebModel:

@@ -142,3 +142,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing is printed."""
+
+
+@contextmanager
+def serving(model: Path) -> Iterator[Api]:
+    """An API in front of a model's folder, on a thread of its own within the block."""
+    server = Api(model)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.ended.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
