@@ -118,6 +118,11 @@ def open_base(folder: Path) -> Checkpoint:
     return Checkpoint(network, tokenizer, _reads_types(network, tokenizer), positions(network))
 
 
+def save_tokenizer(tokenizer: FastTokenizer, path: Path) -> None:
+    """Writes tokenizer.json; not by the tokenizer's own save, whose errors, such as of a full disk, are no OSError."""
+    path.write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
+
+
 @contextmanager
 def one_thread_an_operation() -> Iterator[None]:
     """PyTorch computes each operation on the thread that calls it; so results don't depend on the number of threads."""

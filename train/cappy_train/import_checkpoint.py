@@ -19,7 +19,7 @@ from cappy_lite.session import available_cpus
 from cappy_train.bert_weights import bert_graph_weights, why_not_packed
 from cappy_train.calibration import Calibration, Texts, read_calibration
 from cappy_train.card import joint_card
-from cappy_train.checkpoint import Checkpoint, local_folder, open_checkpoint, quietly
+from cappy_train.checkpoint import Checkpoint, local_folder, open_checkpoint, quietly, save_tokenizer
 from cappy_train.export import CARD_FILE, CONFIG_FILE, seal, write_json
 from cappy_train.files import folder_written_whole
 from cappy_train.graph import packed_graph
@@ -138,9 +138,7 @@ def write_joint_model(
     Raises:
         ModelError: the graph or its quantisation doesn't agree with the network as `check_joint_parity` demands.
     """
-    # Not by the tokenizer's own save, whose errors are no OSError.
-    tokenizer = checkpoint.tokenizer.backend_tokenizer.to_str(pretty=True)
-    (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+    save_tokenizer(checkpoint.tokenizer, folder / TOKENIZER_FILE)
     parity = _write_graph(folder, checkpoint, identity["max_tokens"], quantise=quantise, calibration=calibration)
     calibrated = calibration is not None
     card = joint_card(identity, activation=activation, calibrated=calibrated, parity=asdict(parity), training=training)

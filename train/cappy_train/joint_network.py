@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 from cappy_lite.errors import InputValueError
 from cappy_lite.tokens import read_tokenizer
 from cappy_train.batches import special_tokens
-from cappy_train.checkpoint import Checkpoint, open_base, positions, quietly
+from cappy_train.checkpoint import Checkpoint, open_base, positions, quietly, save_tokenizer
 from cappy_train.joint_batches import PairPacker
 from cappy_train.trainable import TrainableNetwork
 
@@ -127,7 +127,7 @@ def from_encoder(folder: Path, tokenizer: Path) -> JointNetwork:
     """
     with quietly():
         checkpoint = open_base(folder)
-    checkpoint.tokenizer.backend_tokenizer.save(str(tokenizer))
+    save_tokenizer(checkpoint.tokenizer, tokenizer)
     return JointNetwork(checkpoint.network, reads_types=checkpoint.reads_types)
 
 
