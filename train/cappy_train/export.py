@@ -156,7 +156,8 @@ def write_model(
     )
     through_network = [(question.instruction, question.candidates) for question in checked[::NETWORK_STEP]]
     network_part = network_scores(network, packer, through_network, max_tokens)
-    parity = measure_parity(network_part, [sigmoid(own) for own in exact], [sigmoid(own) for own in quantised])
+    with np.errstate(invalid="ignore"):  # a damaged network gives NaN, and `check_parity` says so
+        parity = measure_parity(network_part, [sigmoid(own) for own in exact], [sigmoid(own) for own in quantised])
     check_parity(parity, only_orders=only_orders)
     calibrated = None if only_orders else calibrate(checked, quantised)
 
