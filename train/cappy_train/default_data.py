@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cappy_lite.errors import InputValueError
+from cappy_train.duplicates import near_duplicates, read_items
 from cappy_train.instances import Instance, read_instances
 from cappy_train.templates import read_templates, render
 
@@ -34,21 +35,23 @@ ONE_SIDED = frozenset({"ag_news", "dbpedia_14", "imdb", "rotten_tomatoes", "wiki
 DEV_INSTRUCTION_CHARACTERS = 4000
 
 
-def default_instances(data: Path, *, seed: int) -> list[Instance]:
-    """The default model's instances, of the splits train and dev, tasks together.
+def default_instances(data: Path, *, seed: int) -> tuple[list[Instance], Counter[str]]:
+    """The default model's instances, of the splits train and dev, tasks together; and how many near-duplicates went.
 
     Training: t0_train, superni_train, instruction_induction, and rendered rows. Left out are non-commercial licences,
-    the tasks of HELD_OUT, answers that are one-sided in their template, and repeated instructions, whose references are
-    united. Dev: t0_train and superni_train, without the sets in ONE_SIDED.
+    the tasks of HELD_OUT, near-duplicates of test items (see `duplicates`; counted by the test set), answers that are
+    one-sided in their template, and repeated instructions, whose references are united. Dev: t0_train and
+    superni_train, without the sets in ONE_SIDED.
 
     Args:
         data: folder with t0_train.jsonl.gz, superni_train.jsonl.gz, instruction_induction.jsonl.gz,
-            rows_rotten_tomatoes.jsonl.gz, rows_trec.jsonl.gz and promptsource_templates.tar.gz.
+            rows_rotten_tomatoes.jsonl.gz, rows_trec.jsonl.gz, promptsource_templates.tar.gz, and the test sets.
         seed: of all that is drawn at random.
 
     Raises:
         InputValueError: a file is missing or damaged.
     """
+    items = read_items(data)
     t0 = list(read_instances(data / "t0_train.jsonl.gz"))
     superni = list(read_instances(data / "superni_train.jsonl.gz"))
     induction = at_most(
@@ -69,7 +72,10 @@ def default_instances(data: Path, *, seed: int) -> list[Instance]:
         and len(instance.instruction) <= DEV_INSTRUCTION_CHARACTERS
         and not (instance.choices and one_sided(instance))
     ]
-    return [*balanced([*merged(allowed), *rendered], seed=seed), *dev]
+    train = [*merged(allowed), *rendered]
+    removed = near_duplicates(train, items)
+    kept = balanced([instance for instance in train if instance.id not in removed], seed=seed)
+    return [*kept, *dev], Counter(item.test_set for item in removed.values())
 
 
 def at_most(count: int, instances: Iterable[Instance], *, seed: int) -> list[Instance]:
