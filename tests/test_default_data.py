@@ -55,7 +55,10 @@ def test_dev_has_no_one_sided_sets_and_no_long_instructions(tmp_path: Path, monk
     assert max(len(instance.instruction) for instance in dev) <= 35
 
 
-@pytest.mark.parametrize("task", ["task1344_glue_entailment_classification", "xlwic_true_or_false", "cause_and_effect"])
+@pytest.mark.parametrize(
+    "task",
+    ["task1344_glue_entailment_classification", "xlwic_true_or_false", "cause_and_effect", "task647_answer_generation"],
+)
 def test_held_out_tasks(task: str) -> None:
     assert HELD_OUT.search(task)
     assert not HELD_OUT.search("sciq")

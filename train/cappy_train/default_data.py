@@ -23,10 +23,10 @@ ROWS_PER_DATASET = 4000
 # At most so many instances of a task of instruction_induction: nearly half of that file are sums and numerals.
 INDUCTION_PER_TASK = 600
 # Never trained on, since the paper's held-out tasks are to stay unseen: tasks made of natural-language-inference sets,
-# of COPA, Winograd schemas, Winogrande, HellaSwag and WiC, in whatever form.
+# of COPA, Winograd schemas (task647_answer_generation too), Winogrande, HellaSwag and WiC, in whatever form.
 HELD_OUT = re.compile(
     "entail|snli|mnli|scitail|sick|abductivenli|copa|plausible_result|cause_and_effect|winogrande|wsc|xlwic"
-    "|word_in_context|hellaswag"
+    "|word_in_context|hellaswag|task647_"
 )
 # t0_train's dev splits of these have one label, or almost, so a constant answer is right there: they tell nothing of a
 # scorer.
