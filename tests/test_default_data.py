@@ -65,10 +65,11 @@ def test_held_out_tasks(task: str) -> None:
 
 
 def test_at_most_so_many_of_a_task() -> None:
-    many = [replace(OPEN, id=str(number), task="big" if number else "small") for number in range(20)]
-    kept = at_most(5, many, seed=0)
-    assert Counter(instance.task for instance in kept) == {"big": 5, "small": 1}
-    assert kept == at_most(5, many, seed=0)
+    many = [replace(OPEN, id=str(number), task=("big", "whole", "small")[number % 3]) for number in range(20)]
+    many = [one for one in many if one.task != "small" or one.id == "2"]
+    kept = at_most(5, many, whole={"whole"}, seed=0)
+    assert Counter(instance.task for instance in kept) == {"big": 5, "whole": 7, "small": 1}
+    assert kept == at_most(5, many, whole={"whole"}, seed=0)
 
 
 def test_rows_are_drawn_with_equal_numbers_of_each_label(tmp_path: Path) -> None:
@@ -106,6 +107,9 @@ def test_the_file_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main(["distractors", "--default-data", str(data), "--out", str(out)]) == 0
     written = list(read_instances(out))
     assert f"{len(written)} instances" in capsys.readouterr().err
-    assert [replace(instance, candidates=()) for instance in written] == default_instances(data, seed=0)[0]
+    questions = [instance for instance in written if instance.template == "verification"]
+    assert questions
+    chosen, _ = default_instances(data, seed=0)
+    assert [replace(instance, candidates=()) for instance in written if instance not in questions] == chosen
     assert all(bool(instance.candidates) <= (instance.split == "train") for instance in written)
     assert sum(bool(instance.candidates) for instance in written) > len(written) / 2

@@ -623,8 +623,8 @@ def _add_pretrain(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--dev", nargs="+", metavar="IN", help="files of instances, whose split dev is evaluated on")
     parser.add_argument(
         "--base",
-        help="checkpoint to start from: a folder, or hub:owner/name (default: MiniLM-L6-H384, which the extra "
-        "[train] has)",
+        help="checkpoint to start from: a folder, or hub:owner/name; or a model to train further: a shipped one's "
+        "name, or a folder that export made (default: MiniLM-L6-H384, which the extra [train] has)",
     )
     parser.add_argument(
         "--graph",

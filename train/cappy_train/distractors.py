@@ -29,6 +29,7 @@ from cappy_train.files import Source, find_files
 from cappy_train.instances import Candidate, Instance, check_output, read_instances, write_instances
 from cappy_train.neighbours import dice_similarity, normal, rouge_words, varying_parts
 from cappy_train.records import size
+from cappy_train.verification import with_verifications
 
 # Instances among which others are sought, which bounds memory: so many at a time, and of one task and template.
 BLOCK_INSTANCES = 16384
@@ -64,7 +65,9 @@ def write_distractors(data: Source, out: Path, *, seed: int = 0) -> int:
 
 
 def write_default_data(folder: Path, out: Path, *, seed: int = 0) -> tuple[int, Counter[str]]:
-    """Writes a file of the default model's instances (see `default_data`), with distractors.
+    """Writes a file of the default model's instances (see `default_data`).
+
+    They have distractors, and questions about answers (see `verification`) stand among them.
 
     Returns:
         How many, and how many others were near-duplicates of test items and left out, by test set.
@@ -75,7 +78,7 @@ def write_default_data(folder: Path, out: Path, *, seed: int = 0) -> tuple[int, 
     check_output(out)
     instances, removed = default_instances(folder, seed=seed)
     with tqdm(with_distractors(instances, seed=seed), "distractors", len(instances), disable=None) as made:
-        return write_instances(out, made), removed
+        return write_instances(out, with_verifications(made, seed=seed)), removed
 
 
 def with_distractors(instances: Iterable[Instance], *, seed: int) -> Iterator[Instance]:
