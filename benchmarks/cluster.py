@@ -40,7 +40,7 @@ from cappy_lite.session import available_cpus
 from cappy_train.annotate import annotate
 from cappy_train.cluster import LOCAL, Cluster, open_cluster
 from cappy_train.generator import Settings as GeneratorSettings
-from cappy_train.generator import one_thread_an_operation, save_model
+from cappy_train.generator import save_model
 from cappy_train.instances import Candidate, Instance, read_instances
 from cappy_train.local_models import LocalModel
 from cappy_train.network import packaged_minilm
@@ -50,7 +50,7 @@ from cappy_train.sampling import Sampler
 from cappy_train.seq2seq import seq2seq_from_bert, seq2seq_tokenizer
 from cappy_train.shards import Shards
 from cappy_train.training import CHECKPOINT, LOG, Settings
-from cappy_train.workers import Here, Workers
+from cappy_train.workers import Here, Workers, one_thread_an_operation
 
 T = TypeVar("T")
 R = TypeVar("R")

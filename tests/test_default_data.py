@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_training import write_tiny_data
+from tiny_training import record, write_lines, write_tiny_data
 
 from cappy_lite.errors import InputValueError
 from cappy_train import cli
@@ -17,7 +17,8 @@ CHOICE = replace(OPEN, references=("no",), choices=("no", "yes"))
 
 
 def test_default_instances(tmp_path: Path) -> None:
-    instances = default_instances(write_tiny_data(tmp_path), seed=0)
+    instances, removed = default_instances(write_tiny_data(tmp_path), seed=0)
+    assert not removed
     train = [instance for instance in instances if instance.split == "train"]
     tasks = Counter(instance.task for instance in train)
     assert set(tasks) == {"put_together", "yes_no", "answer", "rotten_tomatoes", "trec", "antonyms"}
@@ -25,30 +26,50 @@ def test_default_instances(tmp_path: Path) -> None:
     dev = [instance for instance in instances if instance.split == "dev"]
     assert {instance.task for instance in dev} == {"put_together", "yes_no", "answer"}
     assert len(dev) + len(train) == len(instances)
-    assert instances == default_instances(tmp_path, seed=0)
-    assert instances != default_instances(tmp_path, seed=1)
+    assert instances == default_instances(tmp_path, seed=0)[0]
+    assert instances != default_instances(tmp_path, seed=1)[0]
+
+
+def test_near_duplicates_go_before_answers_are_balanced(tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path)
+    before, _ = default_instances(data, seed=0)
+    noes = [instance for instance in before if instance.task == "yes_no" and instance.references == ("no",)][:12]
+    write_lines(
+        data / "t0_heldout.jsonl.gz",
+        [record(f"h{at}", "h", no.instruction, "train") | {"references": ["x"]} for at, no in enumerate(noes)],
+    )
+    after, removed = default_instances(data, seed=0)
+    assert removed == {"t0_heldout": 12}
+    assert not {no.id for no in noes} & {instance.id for instance in after}
+    answers = Counter(i.references[0] for i in after if i.task == "yes_no" and i.split == "train")
+    assert answers["no"] == 12
+    assert answers["yes"] == 24
 
 
 def test_dev_has_no_one_sided_sets_and_no_long_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny_data(tmp_path)
     monkeypatch.setattr("cappy_train.default_data.ONE_SIDED", frozenset({"yes_no"}))
     monkeypatch.setattr("cappy_train.default_data.DEV_INSTRUCTION_CHARACTERS", 35)
-    dev = [instance for instance in default_instances(tmp_path, seed=0) if instance.split == "dev"]
+    dev = [instance for instance in default_instances(tmp_path, seed=0)[0] if instance.split == "dev"]
     assert {instance.task for instance in dev} == {"put_together", "answer"}
     assert max(len(instance.instruction) for instance in dev) <= 35
 
 
-@pytest.mark.parametrize("task", ["task1344_glue_entailment_classification", "xlwic_true_or_false", "cause_and_effect"])
+@pytest.mark.parametrize(
+    "task",
+    ["task1344_glue_entailment_classification", "xlwic_true_or_false", "cause_and_effect", "task647_answer_generation"],
+)
 def test_held_out_tasks(task: str) -> None:
     assert HELD_OUT.search(task)
     assert not HELD_OUT.search("sciq")
 
 
 def test_at_most_so_many_of_a_task() -> None:
-    many = [replace(OPEN, id=str(number), task="big" if number else "small") for number in range(20)]
-    kept = at_most(5, many, seed=0)
-    assert Counter(instance.task for instance in kept) == {"big": 5, "small": 1}
-    assert kept == at_most(5, many, seed=0)
+    many = [replace(OPEN, id=str(number), task=("big", "whole", "small")[number % 3]) for number in range(20)]
+    many = [one for one in many if one.task != "small" or one.id == "2"]
+    kept = at_most(5, many, whole={"whole"}, seed=0)
+    assert Counter(instance.task for instance in kept) == {"big": 5, "whole": 7, "small": 1}
+    assert kept == at_most(5, many, whole={"whole"}, seed=0)
 
 
 def test_rows_are_drawn_with_equal_numbers_of_each_label(tmp_path: Path) -> None:
@@ -70,7 +91,9 @@ def test_choices_are_right_about_as_often() -> None:
     assert balanced([OPEN] * 9, seed=0) == [OPEN] * 9
 
 
-@pytest.mark.parametrize("name", ["rows_trec.jsonl.gz", "promptsource_templates.tar.gz", "t0_train.jsonl.gz"])
+@pytest.mark.parametrize(
+    "name", ["rows_trec.jsonl.gz", "promptsource_templates.tar.gz", "t0_train.jsonl.gz", "bbh_candidates.jsonl.gz"]
+)
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     data = write_tiny_data(tmp_path / "data")
     (data / name).unlink()
@@ -84,6 +107,9 @@ def test_the_file_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main(["distractors", "--default-data", str(data), "--out", str(out)]) == 0
     written = list(read_instances(out))
     assert f"{len(written)} instances" in capsys.readouterr().err
-    assert [replace(instance, candidates=()) for instance in written] == default_instances(data, seed=0)
+    questions = [instance for instance in written if instance.template == "verification"]
+    assert questions
+    chosen, _ = default_instances(data, seed=0)
+    assert [replace(instance, candidates=()) for instance in written if instance not in questions] == chosen
     assert all(bool(instance.candidates) <= (instance.split == "train") for instance in written)
     assert sum(bool(instance.candidates) for instance in written) > len(written) / 2

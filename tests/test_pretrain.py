@@ -9,9 +9,11 @@ import torch
 from tiny_training import write_tiny_bert, write_tiny_pairs
 
 from cappy_lite.errors import InputValueError
+from cappy_lite.models import model_folder
 from cappy_train import cli
 from cappy_train.network import packaged_minilm
 from cappy_train.pretrain import PACKAGED, base_folder, pretrain
+from cappy_train.read_back import network_of
 from cappy_train.training import Settings, read_checkpoint, trained_network
 
 SETTINGS = Settings(steps=2, batch_tokens=256, short=140, long=160, evaluate_every=1, checkpoint_every=1)
@@ -54,8 +56,24 @@ def test_dev_is_not_needed_and_the_seed_makes_the_head(folder: Path, tmp_path: P
     assert not torch.equal(heads[0], heads[2])
 
 
+def test_a_model_is_trained_further(folder: Path, tmp_path: Path) -> None:
+    pretrain(
+        folder / "pairs",
+        tmp_path / "run",
+        base="cappy-mini",
+        settings=replace(SETTINGS, steps=1, learning_rate=1e-9),
+    )
+    trained, before = (
+        trained_network(tmp_path / "run").state_dict(),
+        network_of(model_folder("cappy-mini")).state_dict(),
+    )
+    assert trained.keys() == before.keys()
+    assert all(torch.allclose(weight, before[name], atol=1e-6) for name, weight in trained.items())
+
+
 def test_the_base_is_a_name_a_folder_or_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert base_folder(PACKAGED) == packaged_minilm()
+    assert base_folder("cappy-mini") == model_folder("cappy-mini")
     assert base_folder(str(tmp_path)) == tmp_path
     with pytest.raises(InputValueError, match="give a checkpoint's folder, or hub:owner/name"):
         base_folder("no-such-folder")

@@ -177,6 +177,18 @@ def launch(script: Path, folder: Path, out: Path, settings: Settings, environmen
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_weights_do_not_depend_on_the_number_of_threads(folder: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            run(folder, tmp_path / str(threads), replace(SETTINGS, steps=4, batches_per_step=5, average=0.5))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert_same_weights(tmp_path / "1", tmp_path / "3")
+
+
 def test_a_step_is_shared_evenly(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class ThreeProcesses:
         num_processes, is_main_process = 3, True

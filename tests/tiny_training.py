@@ -15,6 +15,7 @@ from tiny_model import tiny_tokenizer
 
 from cappy_train.annotate import annotate
 from cappy_train.distractors import write_default_data
+from cappy_train.duplicates import TEST_SETS
 from cappy_train.network import ScorerNetwork, from_bert
 
 HIDDEN, LAYERS, FEED_FORWARD, POSITIONS = 16, 2, 32, 160
@@ -136,6 +137,10 @@ def write_tiny_data(folder: Path, *, count: int = 60) -> Path:
         for number in range(10)
     ]
     write_lines(folder / "instruction_induction.jsonl.gz", induction)
+    for name in TEST_SETS:
+        if name != "instruction_induction":
+            entry = record(name, name, f"what is in {name}", "test") | {"references": ["nothing"]}
+            write_lines(folder / f"{name}.jsonl.gz", [entry])
     write_lines(folder / "t0_train.jsonl.gz", t0)
     rows = [{"text": f"the film is {rng.choice(ANIMALS)} {number}", "label": number % 2} for number in range(20)]
     write_lines(folder / "rows_rotten_tomatoes.jsonl.gz", rows)

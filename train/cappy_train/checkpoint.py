@@ -124,17 +124,6 @@ def save_tokenizer(tokenizer: FastTokenizer, path: Path) -> None:
 
 
 @contextmanager
-def one_thread_an_operation() -> Iterator[None]:
-    """PyTorch computes each operation on the thread that calls it; so results don't depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def quietly() -> Iterator[None]:
     """Keeps to themselves what transformers and PyTorch's exporter have to say about their work, short of errors."""
     level, bars = logging.root.manager.disable, transformers_logging.is_progress_bar_enabled()

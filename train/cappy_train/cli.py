@@ -602,10 +602,12 @@ def _distractors(arguments: argparse.Namespace) -> None:
     from cappy_train.distractors import write_default_data, write_distractors
 
     if arguments.default_data is not None:
-        count = write_default_data(arguments.default_data, arguments.out, seed=arguments.seed)
+        count, removed = write_default_data(arguments.default_data, arguments.out, seed=arguments.seed)
+        by_set = "".join(f"\n  of {name}: {number:,}" for name, number in removed.most_common())
+        left_out = f"; left out as near-duplicates of test items: {removed.total():,}{by_set}"
     else:
-        count = write_distractors(arguments.data, arguments.out, seed=arguments.seed)
-    print(f"{arguments.out}: {count:,} instances", file=sys.stderr)
+        count, left_out = write_distractors(arguments.data, arguments.out, seed=arguments.seed), ""
+    print(f"{arguments.out}: {count:,} instances{left_out}", file=sys.stderr)
 
 
 def _add_pretrain(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -621,8 +623,8 @@ def _add_pretrain(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--dev", nargs="+", metavar="IN", help="files of instances, whose split dev is evaluated on")
     parser.add_argument(
         "--base",
-        help="checkpoint to start from: a folder, or hub:owner/name (default: MiniLM-L6-H384, which the extra "
-        "[train] has)",
+        help="checkpoint to start from: a folder, or hub:owner/name; or a model to train further: a shipped one's "
+        "name, or a folder that export made (default: MiniLM-L6-H384, which the extra [train] has)",
     )
     parser.add_argument(
         "--graph",

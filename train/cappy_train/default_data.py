@@ -8,11 +8,12 @@ import random
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cappy_lite.errors import InputValueError
+from cappy_train.duplicates import near_duplicates, read_items
 from cappy_train.instances import Instance, read_instances
 from cappy_train.templates import read_templates, render
 
@@ -21,11 +22,13 @@ ROW_DATASETS = ("rotten_tomatoes", "trec")
 ROWS_PER_DATASET = 4000
 # At most so many instances of a task of instruction_induction: nearly half of that file are sums and numerals.
 INDUCTION_PER_TASK = 600
+# But all of these, which ask for the meaning of what they show: few tasks do.
+INDUCTION_WHOLE = frozenset({"sentence_similarity", "sentiment"})
 # Never trained on, since the paper's held-out tasks are to stay unseen: tasks made of natural-language-inference sets,
-# of COPA, Winograd schemas, Winogrande, HellaSwag and WiC, in whatever form.
+# of COPA, Winograd schemas (task647_answer_generation too), Winogrande, HellaSwag and WiC, in whatever form.
 HELD_OUT = re.compile(
     "entail|snli|mnli|scitail|sick|abductivenli|copa|plausible_result|cause_and_effect|winogrande|wsc|xlwic"
-    "|word_in_context|hellaswag"
+    "|word_in_context|hellaswag|task647_"
 )
 # t0_train's dev splits of these have one label, or almost, so a constant answer is right there: they tell nothing of a
 # scorer.
@@ -34,25 +37,30 @@ ONE_SIDED = frozenset({"ag_news", "dbpedia_14", "imdb", "rotten_tomatoes", "wiki
 DEV_INSTRUCTION_CHARACTERS = 4000
 
 
-def default_instances(data: Path, *, seed: int) -> list[Instance]:
-    """The default model's instances, of the splits train and dev, tasks together.
+def default_instances(data: Path, *, seed: int) -> tuple[list[Instance], Counter[str]]:
+    """The default model's instances, of the splits train and dev, tasks together; and how many near-duplicates went.
 
     Training: t0_train, superni_train, instruction_induction, and rendered rows. Left out are non-commercial licences,
-    the tasks of HELD_OUT, answers that are one-sided in their template, and repeated instructions, whose references are
-    united. Dev: t0_train and superni_train, without the sets in ONE_SIDED.
+    the tasks of HELD_OUT, near-duplicates of test items (see `duplicates`; counted by the test set), answers that are
+    one-sided in their template, and repeated instructions, whose references are united. Dev: t0_train and
+    superni_train, without the sets in ONE_SIDED.
 
     Args:
         data: folder with t0_train.jsonl.gz, superni_train.jsonl.gz, instruction_induction.jsonl.gz,
-            rows_rotten_tomatoes.jsonl.gz, rows_trec.jsonl.gz and promptsource_templates.tar.gz.
+            rows_rotten_tomatoes.jsonl.gz, rows_trec.jsonl.gz, promptsource_templates.tar.gz, and the test sets.
         seed: of all that is drawn at random.
 
     Raises:
         InputValueError: a file is missing or damaged.
     """
+    items = read_items(data)
     t0 = list(read_instances(data / "t0_train.jsonl.gz"))
     superni = list(read_instances(data / "superni_train.jsonl.gz"))
     induction = at_most(
-        INDUCTION_PER_TASK, read_instances(data / "instruction_induction.jsonl.gz", split="train"), seed=seed
+        INDUCTION_PER_TASK,
+        read_instances(data / "instruction_induction.jsonl.gz", split="train"),
+        whole=INDUCTION_WHOLE,
+        seed=seed,
     )
     allowed = [
         instance
@@ -69,18 +77,23 @@ def default_instances(data: Path, *, seed: int) -> list[Instance]:
         and len(instance.instruction) <= DEV_INSTRUCTION_CHARACTERS
         and not (instance.choices and one_sided(instance))
     ]
-    return [*balanced([*merged(allowed), *rendered], seed=seed), *dev]
+    train = [*merged(allowed), *rendered]
+    removed = near_duplicates(train, items)
+    kept = balanced([instance for instance in train if instance.id not in removed], seed=seed)
+    return [*kept, *dev], Counter(item.test_set for item in removed.values())
 
 
-def at_most(count: int, instances: Iterable[Instance], *, seed: int) -> list[Instance]:
-    """`count` instances of each task, drawn at random, or all."""
+def at_most(count: int, instances: Iterable[Instance], *, whole: Collection[str], seed: int) -> list[Instance]:
+    """`count` instances of each task, drawn at random, or all; all of the tasks in `whole`."""
     by_task: dict[str, list[Instance]] = defaultdict(list)
     for instance in instances:
         by_task[instance.task].append(instance)
     return [
         instance
         for task, members in by_task.items()
-        for instance in random.Random(f"{seed}:{task}").sample(members, min(count, len(members)))
+        for instance in random.Random(f"{seed}:{task}").sample(
+            members, len(members) if task in whole else min(count, len(members))
+        )
     ]
 
 

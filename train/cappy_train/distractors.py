@@ -14,7 +14,7 @@ They are of these sources:
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -29,6 +29,7 @@ from cappy_train.files import Source, find_files
 from cappy_train.instances import Candidate, Instance, check_output, read_instances, write_instances
 from cappy_train.neighbours import dice_similarity, normal, rouge_words, varying_parts
 from cappy_train.records import size
+from cappy_train.verification import with_verifications
 
 # Instances among which others are sought, which bounds memory: so many at a time, and of one task and template.
 BLOCK_INSTANCES = 16384
@@ -63,16 +64,21 @@ def write_distractors(data: Source, out: Path, *, seed: int = 0) -> int:
         return write_instances(out, with_distractors(read_instances(data, advance=bar.update), seed=seed))
 
 
-def write_default_data(folder: Path, out: Path, *, seed: int = 0) -> int:
-    """Writes a file of the default model's instances (see `default_data`), with distractors; returns how many.
+def write_default_data(folder: Path, out: Path, *, seed: int = 0) -> tuple[int, Counter[str]]:
+    """Writes a file of the default model's instances (see `default_data`).
+
+    They have distractors, and questions about answers (see `verification`) stand among them.
+
+    Returns:
+        How many, and how many others were near-duplicates of test items and left out, by test set.
 
     Raises:
         InputValueError: a file of the folder is missing or damaged, or `out` can't be written.
     """
     check_output(out)
-    instances = default_instances(folder, seed=seed)
+    instances, removed = default_instances(folder, seed=seed)
     with tqdm(with_distractors(instances, seed=seed), "distractors", len(instances), disable=None) as made:
-        return write_instances(out, made)
+        return write_instances(out, with_verifications(made, seed=seed)), removed
 
 
 def with_distractors(instances: Iterable[Instance], *, seed: int) -> Iterator[Instance]:

@@ -35,11 +35,12 @@ from cappy_lite.errors import InputValueError
 from cappy_lite.packing import cut_middle
 from cappy_lite.rouge import rouge_l_pairs
 from cappy_lite.session import available_cpus
-from cappy_train.checkpoint import one_thread_an_operation, quietly
+from cappy_train.checkpoint import quietly
 from cappy_train.files import Source, find_files, written_whole
 from cappy_train.instances import Instance, read_instances
 from cappy_train.norms import make_exact
 from cappy_train.seq2seq import seq2seq_from_bert, seq2seq_tokenizer
+from cappy_train.workers import one_thread_an_operation
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"

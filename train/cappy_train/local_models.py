@@ -50,12 +50,12 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from cappy_lite.arguments import check_count
 from cappy_lite.errors import InputTypeError, InputValueError, ModelError
-from cappy_train.checkpoint import local_folder, one_thread_an_operation, quietly
+from cappy_train.checkpoint import local_folder, quietly
 from cappy_train.drawing import draw
 from cappy_train.instances import Candidate, Instance
 from cappy_train.sampling import MAX_NEW_TOKENS, PAPER, Advance, Decoding, Sampled, no_advance
 from cappy_train.shards import Plan, input_digests
-from cappy_train.workers import Threads
+from cappy_train.workers import Threads, one_thread_an_operation
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH_TOKENS = 16384

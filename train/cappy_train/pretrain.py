@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from cappy_lite.errors import InputValueError
-from cappy_lite.models import TOKENIZER_FILE
+from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, model_folder, shipped_models
 from cappy_train.evaluate import dev_questions
 from cappy_train.files import Source
-from cappy_train.network import from_bert, packaged_minilm
+from cappy_train.network import ScorerNetwork, from_bert, packaged_minilm
+from cappy_train.read_back import network_of
 from cappy_train.streaming import ShardRows
 from cappy_train.training import Settings, train
 
@@ -35,13 +36,14 @@ def pretrain(
         data: folder of shards that `annotate` wrote.
         out: folder of the run; where it holds a checkpoint of the same settings and data, the run goes on from there.
         dev: files of instances, of whose split dev the log has figures; None: it has none.
-        base: the checkpoint to start from: see `base_folder`.
+        base: the checkpoint or the model to start from: see `base_folder`.
         graph: "shared": a network that reads an instruction once for all its candidates, of BERT's build; or "joint":
             an ordinary cross-encoder, of any of `checkpoint.FAMILIES`.
         settings: None: the default ones.
 
     Raises:
         InputValueError: a file is missing or damaged, or `out` holds another run; and what `training.train` raises.
+        ModelError: the model to start from is damaged.
     """
     if graph not in GRAPHS:
         raise InputValueError(f"graph must be {' or '.join(GRAPHS)}, not {graph!r}")
@@ -51,10 +53,7 @@ def pretrain(
     asked = [] if dev is None else dev_questions(dev)
     torch.manual_seed(settings.seed)
     if graph == "shared":
-        network = from_bert(folder)
-        if not (folder / TOKENIZER_FILE).is_file():
-            raise InputValueError(f"{folder / TOKENIZER_FILE} is missing: save the checkpoint's tokenizer there")
-        train(network, rows, folder / TOKENIZER_FILE, out, settings, dev=asked)
+        train(_shared_network(folder), rows, folder / TOKENIZER_FILE, out, settings, dev=asked)
     else:
         from cappy_train.joint_network import from_encoder  # transformers takes seconds to load
 
@@ -63,14 +62,26 @@ def pretrain(
             train(from_encoder(folder, tokenizer), rows, tokenizer, out, settings, dev=asked)
 
 
+def _shared_network(folder: Path) -> ScorerNetwork:
+    """The network in a model folder, its head included; or a checkpoint's with a new head."""
+    if (folder / GRAPH_FILE).is_file() and not (folder / "model.safetensors").exists():
+        return network_of(folder)
+    network = from_bert(folder)
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise InputValueError(f"{folder / TOKENIZER_FILE} is missing: save the checkpoint's tokenizer there")
+    return network
+
+
 def base_folder(base: str) -> Path:
-    """The folder of a checkpoint: MiniLM-L6-H384, which the extra [train] has; a folder; or hub:owner/name.
+    """A folder to start from: MiniLM-L6-H384, which the extra [train] has; a shipped model; a folder; hub:owner/name.
 
     Raises:
         InputValueError: it isn't there, or can't be downloaded.
     """
     if base == PACKAGED:
         return packaged_minilm()
+    if base in shipped_models():
+        return model_folder(base)
     from cappy_train.checkpoint import local_folder  # transformers takes seconds to load
 
     return local_folder(base)

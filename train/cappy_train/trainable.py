@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from cappy_train.workers import Threads, one_thread_an_operation
 
 if TYPE_CHECKING:  # its packers are of these
     from cappy_train.batches import LabelledRow, TokenRow
@@ -100,15 +103,27 @@ class TextBatch(Protocol):
         ...
 
 
-@torch.inference_mode()
 def network_scores(
     network: TrainableNetwork, packer: TextPacker, pairs: Sequence[tuple[str, Sequence[str]]], max_tokens: int
 ) -> list[np.ndarray]:
-    """Scores (float32, 0..1) of the candidates of each (instruction, candidates), in their order."""
+    """Scores (float32, 0..1) of the candidates of each (instruction, candidates), in their order.
+
+    On a CPU a batch is a thread's, as in training.
+    """
     device = next(network.parameters()).device
     scores = [np.empty(len(candidates), dtype=np.float32) for _, candidates in pairs]
-    for batch, places in packer.scoring_batches(pairs, max_tokens):
-        values = batch.to(device).logits(network).sigmoid().float().cpu().numpy()
-        for (index, candidates), own in zip(places, values, strict=True):
-            scores[index][candidates] = own[: len(candidates)]
+
+    @torch.inference_mode()
+    def scored(packed: tuple[TextBatch, Places]) -> tuple[npt.NDArray[np.float32], Places]:
+        batch, places = packed
+        return batch.to(device).logits(network).sigmoid().float().cpu().numpy(), places
+
+    threads = Threads(torch.get_num_threads() if device.type == "cpu" else 1)
+    with (
+        one_thread_an_operation(),
+        closing(threads.map(scored, lambda: packer.scoring_batches(pairs, max_tokens))) as batches,
+    ):
+        for values, places in batches:
+            for (index, candidates), own in zip(places, values, strict=True):
+                scores[index][candidates] = own[: len(candidates)]
     return scores

@@ -17,6 +17,7 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -45,6 +46,7 @@ from cappy_train.network import ScorerNetwork
 from cappy_train.objective import check_losses, objective
 from cappy_train.streaming import Place, Reading, Rows, ahead, planned_batches
 from cappy_train.trainable import TextBatch, TextPacker, TrainableNetwork, network_scores
+from cappy_train.workers import one_thread_an_operation
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -260,16 +262,9 @@ class _Run:
         """One step with a step's batches."""
         settings, accelerator, before = self.settings, self._accelerator, self.done
         own = [batch for batch, _, _ in batches if batch is not None]
-        losses = []
-        for number, batch in enumerate(own, start=1):
-            here = batch.to(accelerator.device)
-            # Gradients are summed up over the processes with the last one.
-            with accelerator.no_sync(self._network) if number < len(own) else nullcontext():
-                loss = objective(
-                    here.logits(self._network), here.labels, settings.losses, temperature=settings.temperature
-                )
-                accelerator.backward(loss / len(own))
-            losses.append(loss.detach())
+        alone_on_cpu = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+        losses = self._on_threads(own) if alone_on_cpu else self._one_by_one(own)
+        for batch in own:
             meter.count(batch)
         loss = accelerator.reduce(torch.stack(losses).mean(), "mean")
         norm = accelerator.clip_grad_norm_(self._trained, MAX_GRADIENT_NORM)
@@ -286,6 +281,41 @@ class _Run:
                 for average, weight in zip(self._average, self._trained, strict=True):
                     average.lerp_(weight, 1 - settings.average)
         meter.losses.append(float(loss))
+
+    def _on_threads(self, batches: Sequence[TextBatch]) -> list[Tensor]:
+        """The batches' losses; the weights get their mean's gradients. A batch is a thread's, from end to end.
+
+        Threads then wait for each other once a step, and not at every operation; and gradients, which are added up in
+        the batches' order, don't depend on how many threads there are.
+        """
+
+        def gradients(batch: TextBatch) -> tuple[Tensor, tuple[Tensor, ...]]:
+            loss = self._loss(batch)
+            return loss.detach(), torch.autograd.grad(loss / len(batches), self._trained)
+
+        losses = []
+        threads = torch.get_num_threads()
+        with one_thread_an_operation(), ThreadPoolExecutor(threads) as pool:
+            for loss, own in pool.map(gradients, batches):
+                losses.append(loss)
+                for weight, gradient in zip(self._trained, own, strict=True):
+                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+        return losses
+
+    def _one_by_one(self, batches: Sequence[TextBatch]) -> list[Tensor]:
+        """The same, by accelerate."""
+        losses = []
+        for number, batch in enumerate(batches, start=1):
+            # Gradients are summed up over the processes with the last one.
+            with self._accelerator.no_sync(self._network) if number < len(batches) else nullcontext():
+                loss = self._loss(batch.to(self._accelerator.device))
+                self._accelerator.backward(loss / len(batches))
+            losses.append(loss.detach())
+        return losses
+
+    def _loss(self, batch: TextBatch) -> Tensor:
+        settings = self.settings
+        return objective(batch.logits(self._network), batch.labels, settings.losses, temperature=settings.temperature)
 
     def _check(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
