@@ -5,11 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_training import record, write_lines, write_tiny_data
+from tiny_training import ROTTEN_TOMATOES, TREC, record, write_lines, write_templates, write_tiny_data
 
 from cappy_lite.errors import InputValueError
 from cappy_train import cli
-from cappy_train.default_data import HELD_OUT, at_most, balanced, default_instances, merged, rendered_rows
+from cappy_train.default_data import (
+    GROUPS,
+    HELD_OUT,
+    at_most,
+    balanced,
+    default_instances,
+    even_questions,
+    merged,
+    named,
+    rendered_rows,
+)
 from cappy_train.instances import Instance, read_instances
 
 OPEN = Instance("o", "t", None, "say it", ("it",), (), None, "train")
@@ -91,6 +101,89 @@ def test_choices_are_right_about_as_often() -> None:
     assert balanced([OPEN] * 9, seed=0) == [OPEN] * 9
 
 
+AG_NEWS = ROTTEN_TOMATOES.replace("rotten_tomatoes", "ag_news").replace("bad ||| good", "World ||| Sports")
+
+
+def write_tiny_groups(folder: Path) -> Path:
+    """The tiny data, with tasks of every group, of many labels and of one, and a template that is in a group."""
+    data = write_tiny_data(folder)
+    t0 = [
+        record(f"{task}{number}", task, f"{task}: what of number {number}", "dev" if number % 5 == 4 else "train")
+        | {"references": [label], "choices": ["no", "yes"], "template": template}
+        for task, template, labels in (
+            ("ag_news", "ask", ("no", "yes")),
+            ("amazon_polarity", "ask", ("no", "yes", "yes")),
+            ("imdb", "ask", ("no",)),
+            ("glue_qqp", "ask", ("no", "yes")),
+            ("wiqa", "does_the_supposed_perturbation_have_an_effect", ("no", "yes")),
+            ("wiqa", "other", ("no", "yes")),
+        )
+        for number, label in enumerate(labels * (30 // len(labels)), 100 if template == "other" else 0)
+    ]
+    t0 += [record(f"o{at}", "put_together", f"put it together {at}", "train") | {"references": ["x"]} for at in "ab"]
+    write_lines(data / "t0_train.jsonl.gz", t0)
+    superni = [
+        record(f"{task}{at}", task, f"{task}: say {at}", split) | {"references": [f"word {at}"]}
+        for task in ("task1289_trec_classification", "task613_politifact_text_generation", "task080_piqa")
+        for at, split in enumerate(("train", "train", "dev"))
+    ]
+    write_lines(data / "superni_train.jsonl.gz", superni)
+    rows = [{"text": f"the news {number}", "label": number % 2} for number in range(20)]
+    write_lines(data / "rows_ag_news.jsonl.gz", rows)
+    templates = {"rotten_tomatoes": ROTTEN_TOMATOES, "trec": TREC, "ag_news": AG_NEWS}
+    write_templates(data / "promptsource_templates.tar.gz", templates)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("sentiment", {"amazon_polarity": 20, "rotten_tomatoes": 20}),
+        ("topic", {"ag_news": 20}),
+        ("intent", {"trec": 10}),
+        ("yes-no", {"glue_qqp": 30}),
+    ],
+)
+def test_of_a_group_held_out_nothing_is_trained_on_and_questions_are_dev(
+    tmp_path: Path, name: str, asked: dict[str, int]
+) -> None:
+    data = write_tiny_groups(tmp_path)
+    usual, _ = default_instances(data, seed=0)
+    instances, _ = default_instances(data, seed=0, hold_out=name)
+    train = [instance for instance in instances if instance.split == "train"]
+    others = [one for one in usual if one.split == "train" and not named(one, GROUPS[name])]
+    assert train == others
+    assert len(others) < sum(one.split == "train" for one in usual)
+    dev = instances[len(train) :]
+    assert {instance.split for instance in dev} == {"dev"}
+    assert Counter(instance.task for instance in dev) == asked
+    right = Counter((instance.task, instance.references[0]) for instance in dev)
+    assert all(right[task, answer] == asked[task] / 2 for task, answer in right)
+    assert len({instance.id for instance in instances}) == len(instances)
+    assert instances == default_instances(data, seed=0, hold_out=name)[0]
+
+
+def test_topics_of_ag_news_are_never_trained_on_though_its_labels_are_even(tmp_path: Path) -> None:
+    instances, _ = default_instances(write_tiny_groups(tmp_path), seed=0)
+    assert {instance.task for instance in instances} >= {"amazon_polarity", "glue_qqp", "trec"}
+    assert not any(instance.task == "ag_news" for instance in instances)
+
+
+def test_questions_are_even_over_templates_and_answers() -> None:
+    asked = [
+        replace(
+            CHOICE, id=f"{template}{number}", template=template, instruction=f"{template} {number}", references=(r,)
+        )
+        for template, rights in (("a", ["no"] * 40 + ["yes"] * 5), ("b", ["no"] * 30 + ["yes"] * 30), ("c", ["no"] * 9))
+        for at, answer in enumerate(rights)
+    ]
+    drawn = even_questions([*asked, *asked, OPEN], 40, seed=0)
+    counts = Counter((instance.template, instance.references[0]) for instance in drawn)
+    assert counts == {("a", "no"): 5, ("a", "yes"): 5, ("b", "no"): 10, ("b", "yes"): 10}
+    assert len({instance.id for instance in drawn}) == len(drawn)
+    assert drawn != even_questions(asked, 40, seed=1)
+
+
 @pytest.mark.parametrize(
     "name", ["rows_trec.jsonl.gz", "promptsource_templates.tar.gz", "t0_train.jsonl.gz", "bbh_candidates.jsonl.gz"]
 )
@@ -113,3 +206,24 @@ def test_the_file_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert [replace(instance, candidates=()) for instance in written if instance not in questions] == chosen
     assert all(bool(instance.candidates) <= (instance.split == "train") for instance in written)
     assert sum(bool(instance.candidates) for instance in written) > len(written) / 2
+
+
+def test_a_group_is_held_out_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_tiny_groups(tmp_path / "data")
+    outs = [tmp_path / "one.jsonl.gz", tmp_path / "two.jsonl.gz"]
+    for out in outs:
+        command = ["distractors", "--default-data", str(data), "--hold-out", "sentiment", "--out", str(out)]
+        assert cli.main(command) == 0
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    written = list(read_instances(outs[0]))
+    assert not any(named(one, GROUPS["sentiment"]) for one in written if one.split == "train")
+    dev = [instance for instance in written if instance.split == "dev"]
+    assert dev == [one for one in default_instances(data, seed=0, hold_out="sentiment")[0] if one.split == "dev"]
+    bad = tmp_path / "bad.jsonl.gz"
+    capsys.readouterr()
+    assert cli.main(["distractors", "--default-data", str(data), "--hold-out", "mood", "--out", str(bad)]) == 1
+    assert "'mood'" in (told := capsys.readouterr().err)
+    assert "sentiment, topic, intent, yes-no" in told
+    assert cli.main(["distractors", "--data", str(outs[0]), "--hold-out", "topic", "--out", str(bad)]) == 1
+    assert "--default-data" in capsys.readouterr().err
+    assert not bad.exists()

@@ -143,6 +143,7 @@ DISTRACTORS_EXAMPLES = """\
 examples:
   cappy-train distractors --data 'instances/*.parquet' --out distractors.parquet
   cappy-train distractors --default-data data --out default.parquet   # what the default model is trained on
+  cappy-train distractors --default-data data --hold-out topic --out without-topics.parquet
 """
 
 PRETRAIN_DESCRIPTION = """\
@@ -592,6 +593,12 @@ def _add_distractors(stages: argparse._SubParsersAction[argparse.ArgumentParser]
         help="choose the default model's instances from the files of a folder, dev ones too",
     )
     parser.add_argument(
+        "--hold-out",
+        metavar="NAME",
+        help="of the default data: train on nothing of this group of tasks, whose questions become split dev; "
+        "sentiment, topic, intent or yes-no",
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the file to write: .jsonl, .jsonl.gz or .parquet"
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
@@ -602,9 +609,13 @@ def _distractors(arguments: argparse.Namespace) -> None:
     from cappy_train.distractors import write_default_data, write_distractors
 
     if arguments.default_data is not None:
-        count, removed = write_default_data(arguments.default_data, arguments.out, seed=arguments.seed)
+        count, removed = write_default_data(
+            arguments.default_data, arguments.out, seed=arguments.seed, hold_out=arguments.hold_out
+        )
         by_set = "".join(f"\n  of {name}: {number:,}" for name, number in removed.most_common())
         left_out = f"; left out as near-duplicates of test items: {removed.total():,}{by_set}"
+    elif arguments.hold_out is not None:
+        raise InputValueError("--hold-out names a group of the default data: give --default-data in place of --data")
     else:
         count, left_out = write_distractors(arguments.data, arguments.out, seed=arguments.seed), ""
     print(f"{arguments.out}: {count:,} instances{left_out}", file=sys.stderr)

@@ -64,19 +64,26 @@ def write_distractors(data: Source, out: Path, *, seed: int = 0) -> int:
         return write_instances(out, with_distractors(read_instances(data, advance=bar.update), seed=seed))
 
 
-def write_default_data(folder: Path, out: Path, *, seed: int = 0) -> tuple[int, Counter[str]]:
+def write_default_data(
+    folder: Path, out: Path, *, seed: int = 0, hold_out: str | None = None
+) -> tuple[int, Counter[str]]:
     """Writes a file of the default model's instances (see `default_data`).
 
     They have distractors, and questions about answers (see `verification`) stand among them.
+
+    Args:
+        folder, out: the folder of data sets, and the file to write: .jsonl, .jsonl.gz or .parquet.
+        seed: of all that is drawn at random.
+        hold_out: the group of tasks whose questions become split dev and of which nothing is in split train.
 
     Returns:
         How many, and how many others were near-duplicates of test items and left out, by test set.
 
     Raises:
-        InputValueError: a file of the folder is missing or damaged, or `out` can't be written.
+        InputValueError: a file of the folder is missing or damaged, there is no such group, or `out` can't be written.
     """
     check_output(out)
-    instances, removed = default_instances(folder, seed=seed)
+    instances, removed = default_instances(folder, seed=seed, hold_out=hold_out)
     with tqdm(with_distractors(instances, seed=seed), "distractors", len(instances), disable=None) as made:
         return write_instances(out, with_verifications(made, seed=seed)), removed
 
