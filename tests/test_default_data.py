@@ -171,9 +171,7 @@ def test_topics_of_ag_news_are_never_trained_on_though_its_labels_are_even(tmp_p
 
 def test_questions_are_even_over_templates_and_answers() -> None:
     asked = [
-        replace(
-            CHOICE, id=f"{template}{number}", template=template, instruction=f"{template} {number}", references=(r,)
-        )
+        replace(CHOICE, id=f"{template}{at}", template=template, instruction=f"{template} {at}", references=(answer,))
         for template, rights in (("a", ["no"] * 40 + ["yes"] * 5), ("b", ["no"] * 30 + ["yes"] * 30), ("c", ["no"] * 9))
         for at, answer in enumerate(rights)
     ]
