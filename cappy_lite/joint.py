@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cappy_lite.activations import ACTIVATIONS
 from cappy_lite.engine import CHUNK_CANDIDATES, Cuts, Distinct, FloatArray, KeptInstruction
 from cappy_lite.errors import ModelError
 from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, ModelConfig
@@ -54,7 +53,7 @@ class JointEngine:
     def __init__(self, folder: Path, config: ModelConfig, threads: int) -> None:
         self.pid = os.getpid()
         self.max_tokens = config.max_tokens
-        self._activation = ACTIVATIONS[config.score_activation]
+        self._scores = config.scores
         self._encoder = PairEncoder(folder / TOKENIZER_FILE, config.max_tokens)
         self._session = open_joint_session(folder / GRAPH_FILE, threads)
 
@@ -74,7 +73,7 @@ class JointEngine:
                 pairs.append(self._encoder.pair(instruction.token_ids, candidate_ids))
             logits[start : start + len(pairs)] = run_pairs(self._session, pairs)
         cuts.add(len(instruction.token_ids), texts.all_lengths(), self._encoder.cut_lengths)
-        return self._activation(logits)[texts.inverse]
+        return self._scores(logits)[texts.inverse]
 
     def score_all(
         self, instructions: Sequence[str], candidates: Sequence[Sequence[str]], cuts: Cuts

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
-from cappy_lite.activations import ACTIVATIONS
+from cappy_lite.activations import ACTIVATIONS, FloatArray, ScoreCalibration, sigmoid
 from cappy_lite.errors import InputTypeError, ModelError
 from cappy_lite.packing import INSTRUCTION_FLOOR, SPECIAL_TOKENS
 
@@ -48,6 +48,7 @@ class ModelConfig:
 
     graph: "shared", which reads packed rows, or "joint", which reads pairs and leaves special tokens to its tokenizer.
     score_activation: a name in ACTIVATIONS.
+    calibration: what a sigmoid's logits go through before it, if anything.
     """
 
     name: str
@@ -55,10 +56,17 @@ class ModelConfig:
     licence: str
     graph: str
     score_activation: str
+    calibration: ScoreCalibration | None
     max_tokens: int
     cls_token: str
     sep_token: str
     files: Mapping[str, FileDigest]
+
+    def scores(self, outputs: FloatArray) -> FloatArray:
+        """Scores of the graph's outputs, float32 of the same shape."""
+        if self.calibration is not None:
+            return sigmoid(self.calibration(outputs))
+        return ACTIVATIONS[self.score_activation](outputs)
 
 
 def shipped_models() -> list[str]:
@@ -126,6 +134,7 @@ def read_config(folder: Path) -> ModelConfig:
         licence=_value(path, config, "licence", str),
         graph=config["graph"],
         score_activation=config["score_activation"],
+        calibration=_calibration(path, config),
         max_tokens=max_tokens,
         cls_token=_value(path, special_tokens, "cls", str),
         sep_token=_value(path, special_tokens, "sep", str),
@@ -202,8 +211,24 @@ def _check_supported(path: Path, config: dict[str, Any]) -> None:
                 f"{path}: {key} is {config[key]!r}, and this cappy-lite runs only "
                 f"{' and '.join(map(repr, supported))}: use such a model"
             )
-    if config.get("calibration") is not None:
-        raise ModelError(f"{path}: this cappy-lite can't apply a calibration: use a model whose calibration is null")
+
+
+def _calibration(path: Path, config: dict[str, Any]) -> ScoreCalibration | None:
+    if config.get("calibration") is None:
+        return None
+    if config["score_activation"] != "sigmoid":
+        raise ModelError(
+            f"{path}: a calibration is of logits, and so needs the score_activation 'sigmoid', not "
+            f"{config['score_activation']!r}: set calibration to null"
+        )
+    knots = _value(path, config, "calibration", dict)
+    logits, calibrated = (_value(path, knots, name, list) for name in ("logits", "calibrated"))
+    if not all(type(number) in (int, float) for number in (*logits, *calibrated)):
+        raise ModelError(f"{path}: calibration must hold lists of numbers alone: {_remedy(path.parent)}")
+    try:
+        return ScoreCalibration(logits, calibrated)
+    except (ValueError, OverflowError) as error:
+        raise ModelError(f"{path}: calibration can't be applied ({error}): {_remedy(path.parent)}") from None
 
 
 def _digests(path: Path, files: dict[str, Any]) -> dict[str, FileDigest]:

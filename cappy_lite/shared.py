@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cappy_lite.activations import ACTIVATIONS
 from cappy_lite.engine import CHUNK_CANDIDATES, Cuts, Distinct, FloatArray, KeptInstruction
 from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, ModelConfig
 from cappy_lite.packing import (
@@ -41,7 +40,7 @@ class SharedEngine:
     def __init__(self, folder: Path, config: ModelConfig, threads: int) -> None:
         self.pid = os.getpid()
         self.max_tokens = config.max_tokens
-        self._activation = ACTIVATIONS[config.score_activation]
+        self._scores = config.scores
         self._encoder = TextEncoder(folder / TOKENIZER_FILE, cls_token=config.cls_token, sep_token=config.sep_token)
         self._session = Session(folder / GRAPH_FILE, threads)
 
@@ -57,7 +56,7 @@ class SharedEngine:
             for group in self._groups(instruction.token_ids, texts, start):
                 self._score_beside(instruction, group, logits)
         self._count(instruction, texts, cuts)
-        return self._activation(logits)[texts.inverse]
+        return self._scores(logits)[texts.inverse]
 
     def score_all(
         self, instructions: Sequence[str], candidates: Sequence[Sequence[str]], cuts: Cuts
@@ -85,7 +84,7 @@ class SharedEngine:
             self._count(kept, texts, cuts)
         self._score_waiting(waiting)
         for number, texts, logits in waiting.unfinished:
-            scores[number] = self._activation(logits)[texts.inverse]
+            scores[number] = self._scores(logits)[texts.inverse]
         return scores
 
     def _count(self, instruction: KeptInstruction, texts: Distinct, cuts: Cuts) -> None:

@@ -77,7 +77,12 @@ def choice(number: int, *, split: str = "train", recorded: bool = False) -> Inst
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_scorer(tmp_path_factory.mktemp("models") / "tiny", seed=1)
+    """A calibrated one, of which the calibration doesn't hold any more after training."""
+    folder = write_tiny_scorer(tmp_path_factory.mktemp("models") / "tiny", seed=1)
+    config = json.loads((folder / "config.json").read_text())
+    config["calibration"] = {"logits": [-1, 0, 2], "calibrated": [-3, -2, 2]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +127,8 @@ def test_the_folder_is_a_model_with_its_report(adapted: tuple[Path, dict[str, An
     config = json.loads((out / "config.json").read_text())
     assert (config["name"], config["licence"], config["max_tokens"]) == ("animals", "MIT", 160)
     assert config["base_model"] == "tiny, which started from random weights"
+    assert config["calibration"] is config["calibration_proof"] is None
+    assert "they are no calibrated probabilities" in (out / "README.md").read_text()
     assert config["training"] == report["training"]
     assert "instances of animals" in (out / "README.md").read_text()
     assert (out / "model.fp32.onnx").exists()  # to adapt it again

@@ -16,6 +16,7 @@ import torch
 from tiny_training import HIDDEN, LAYERS, tiny_network, write_tiny_bert, write_tiny_data
 
 from cappy_lite import Scorer
+from cappy_lite.activations import sigmoid
 from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import check_files, read_config
 from cappy_lite.packing import PackedRow
@@ -96,21 +97,32 @@ def test_the_config_has_parity_and_training_figures(model: Path) -> None:
     assert 0 < parity.clear_questions <= parity.questions
     assert config["training"] == {"steps": 2, "superni_dev_closed": 0.2, "loss": 1.5}
     assert {key: config[key] for key in IDENTITY} == IDENTITY
+    assert list(config["calibration"]) == ["logits", "calibrated"]
+    proof = config["calibration_proof"]
+    assert proof["error_after"] < proof["error_before"] / 2
+    assert min(proof["candidates"], proof["fitted_candidates"]) > 200
     card = (model / "README.md").read_text()
+    assert f"error is {proof['error_after']:.3f} with it and {proof['error_before']:.3f} without" in card
+    assert "no calibrated probabilities" not in card
     assert "random weights" in card
     assert "MIT" in card
     assert "| superni_dev_closed | 0.200 |" in card
     assert "{" not in card
 
 
-def test_the_scorer_gives_the_networks_scores(model: Path, run: Path, network: ScorerNetwork) -> None:
+def test_the_scorer_gives_the_networks_scores_calibrated(model: Path, run: Path, network: ScorerNetwork) -> None:
     expected = network_scores(network, Packer(run / "tokenizer.json"), [(INSTRUCTION, CANDIDATES)], 160)[0]
     assert expected.std() > 0.01
-    scores = Scorer(model, threads=1).score(INSTRUCTION, CANDIDATES)
-    np.testing.assert_allclose(scores, expected, atol=0.05)
-    assert np.abs(scores - expected).max() > 0  # these are the quantised graph's
-    exact = Session(model / "model.fp32.onnx", 1)
     (row,) = rows_of(run, CANDIDATES)
+    logits = Session(model / "model.onnx", 1).run(row)
+    np.testing.assert_allclose(sigmoid(logits), expected, atol=0.05)
+    assert np.abs(sigmoid(logits) - expected).max() > 0  # these are the quantised graph's
+    calibration = read_config(model).calibration
+    assert calibration is not None
+    scores = Scorer(model, threads=1).score(INSTRUCTION, CANDIDATES)
+    np.testing.assert_array_equal(scores, sigmoid(calibration(logits)))
+    assert np.abs(scores - sigmoid(logits)).max() > 0.02
+    exact = Session(model / "model.fp32.onnx", 1)
     np.testing.assert_allclose(1 / (1 + np.exp(-exact.run(row))), expected, atol=1e-5)
 
 
@@ -222,6 +234,14 @@ def test_the_joint_twin_reads_padded_pairs(network: ScorerNetwork, run: Path) ->
                 *(torch.from_numpy(array)[None] for array in arrays), torch.from_numpy(row.score_positions)
             )
         np.testing.assert_allclose(logit, expected[0], atol=1e-5)
+
+
+def test_few_dev_questions_calibrate_no_scores(run: Path, tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path / "data", count=120) / "*_train.jsonl.gz"
+    export(run, data, tmp_path / "out", **IDENTITY)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["calibration"] is config["calibration_proof"] is read_config(tmp_path / "out").calibration is None
+    assert "they are no calibrated probabilities" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_network_that_8_bits_do_not_hold_is_refused(network: ScorerNetwork, data: Path, tmp_path: Path) -> None:

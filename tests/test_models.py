@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -105,7 +106,36 @@ def test_a_config_that_is_no_object_is_named(folder: Path) -> None:
             "score_activation is 'tanh', and this cappy-lite runs only 'sigmoid' and 'identity'",
         ),
         ("score_position", "cls", "score_position is 'cls', and this cappy-lite runs only 'last_sep'"),
-        ("calibration", {"a": 1}, "this cappy-lite can't apply a calibration"),
+        ("calibration", [1], "calibration must be of type dict, not [1]"),
+        ("calibration", {"a": 1}, "logits must be of type list, not None"),
+        ("calibration", {"logits": [0, 1], "calibrated": 1}, "calibrated must be of type list, not 1"),
+        ("calibration", {"logits": [0, 1], "calibrated": ["0", 1]}, "calibration must hold lists of numbers alone"),
+        ("calibration", {"logits": [0, True], "calibrated": [0, 1]}, "calibration must hold lists of numbers alone"),
+        (
+            "calibration",
+            {"logits": [0, 1, 2], "calibrated": [0, 1]},
+            "calibration can't be applied (3 logits and 2 calibrated ones: give as many, two at least)",
+        ),
+        ("calibration", {"logits": [0], "calibrated": [0]}, "calibration can't be applied (1 logits and 1 calibrated"),
+        *(
+            (
+                "calibration",
+                {"logits": logits, "calibrated": calibrated},
+                "calibration can't be applied (logits and calibrated must each be finite and strictly increasing)",
+            )
+            for logits, calibrated in (
+                ([0, 0], [0, 1]),
+                ([0, 1], [1, 1]),
+                ([1, 0], [1, 0]),
+                ([0, 1, 0.5], [0, 1, 2]),
+                ([0, math.inf], [0, 1]),
+                ([0, 1], [0, math.nan]),
+                ([-math.inf, 1], [-math.inf, 1]),
+                ([0, 1e-310], [0, 1e10]),
+                ([-1e308, 1e308], [0, 1]),
+            )
+        ),
+        ("calibration", {"logits": [0, 10**400], "calibrated": [0, 1]}, "calibration can't be applied (int too large"),
         ("name", None, "name must be of type str, not None"),
         ("max_tokens", 131, "max_tokens is 131; a model must read at least 132"),
         ("max_tokens", 512.0, "max_tokens must be of type int, not 512.0"),
@@ -213,3 +243,13 @@ def test_a_path_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pyte
     names = {canonical(model) for model in ("tiny", "./tiny/", Path("tiny"), folder, "link")}
     assert names == {str(folder.resolve())}
     assert model_folder(names.pop()) == folder.resolve()
+
+
+def test_a_calibration_without_a_sigmoid_is_refused(folder: Path) -> None:
+    write_config(
+        folder, graph="joint", score_activation="identity", calibration={"logits": [0, 1], "calibrated": [0, 1]}
+    )
+    assert (
+        f"{folder / 'config.json'}: a calibration is of logits, and so needs the score_activation 'sigmoid', not "
+        "'identity': set calibration to null"
+    ) in error_of(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from tiny_joint import write_tiny_joint
 from tiny_scorer import write_tiny_scorer
 
 from cappy_lite import Scorer
+from cappy_lite.activations import ScoreCalibration, sigmoid
 from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import model_folder
 from cappy_train.batches import Packer
 from cappy_train.evaluate import Question
-from cappy_train.export import graph_scores
+from cappy_train.export import graph_logits
 from cappy_train.graph import graph_weights, packed_graph
 from cappy_train.network import ScorerNetwork
 from cappy_train.read_back import network_of
@@ -44,10 +46,18 @@ def runtime_scores(folder: Path) -> np.ndarray:
     return np.concatenate([scorer.score(instruction, candidates) for instruction, candidates in QUESTIONS])
 
 
+def write_without_calibration(folder: Path) -> None:
+    """Has the runtime give the network's own scores, of a model that an export may have calibrated."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": None}))
+
+
 def exported_scores(network: ScorerNetwork, folder: Path, graph: Path) -> np.ndarray:
     onnx.save(packed_graph(graph_weights(network)), graph)
     asked = [Question("task", None, *one, np.zeros(len(one[1])), "group", "generation") for one in QUESTIONS]
-    return np.concatenate(graph_scores(graph, Packer(folder / "tokenizer.json"), asked, network.config.positions))
+    return sigmoid(
+        np.concatenate(graph_logits(graph, Packer(folder / "tokenizer.json"), asked, network.config.positions))
+    )
 
 
 def test_the_float32_twin_gives_every_weight(model: Path, tmp_path: Path) -> None:
@@ -67,10 +77,27 @@ def test_eight_bits_give_the_graphs_scores(name: str, model: Path, tmp_path: Pat
     network = network_of(folder)
     scores = scores_of(network, folder)
     assert scores.std() > 0.02
+    write_without_calibration(folder)
     difference = np.abs(scores - runtime_scores(folder))
     assert difference.mean() < 0.015
     assert 0 < difference.max() < 0.05
     np.testing.assert_allclose(exported_scores(network, folder, tmp_path / "graph.onnx"), scores, atol=1e-5)
+
+
+def test_a_calibrated_model_gives_its_networks_own_logits(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    knots = {"logits": [-0.5, 0.0, 0.5], "calibrated": [-4.0, -3.5, 0.5]}
+    (folder / "config.json").write_text(json.dumps(config | {"calibration": knots}))
+    network = network_of(folder)
+    for name, weight in network_of(model).state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], weight, rtol=0, atol=0)
+    scores = scores_of(network, folder)
+    np.testing.assert_array_equal(scores, scores_of(network_of(model), model))
+    calibrated = sigmoid(ScoreCalibration(**knots)(np.log(scores / (1 - scores))))
+    assert np.abs(calibrated - scores).min() > 0.05
+    assert np.abs(calibrated - runtime_scores(folder)).mean() < 0.015
 
 
 def test_it_can_be_trained(model: Path) -> None:

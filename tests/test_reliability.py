@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cappy_train.evaluate import Question
-from cappy_train.reliability import reliability
+from cappy_train.reliability import calibration_error, reliability
 
 
-def question(gains: list[float], *, group: str = "g", texts: list[str] | None = None) -> Question:
+def question(gains: list[float], *, group: str = "g", task: str = "t", texts: list[str] | None = None) -> Question:
     candidates = tuple(texts or [str(place) for place in range(len(gains))])
-    return Question("t", None, "instruction", candidates, np.array(gains, dtype=float), group, "choice")
+    return Question(task, None, "instruction", candidates, np.array(gains, dtype=float), group, "choice")
 
 
 def found(gains: list[float], scores: list[float], texts: list[str] | None = None) -> dict[str, Any]:
@@ -29,9 +29,12 @@ def test_bins_and_the_calibration_error() -> None:
     empty = next(one for one in result["bins"] if not one["candidates"])
     assert (empty["score"], empty["gain"]) == (None, None)
     assert result["calibration_error"]["value"] == pytest.approx((2 * 0.45 + 0.55 + 2 * 0.225) / 5)
-    assert (result["candidates"], result["right"]) == (5, 2)
-    assert result["histogram"]["right"][1] == result["histogram"]["right"][19] == 1
-    assert sum(result["histogram"]["wrong"]) == 3
+    assert calibration_error(np.array([0.05, 0.05, 0.95, 1.0, 0.55]), np.array([1, 0, 1, 0.5, 0])) == pytest.approx(
+        result["calibration_error"]["value"]
+    )
+    assert (result["candidates"], result["right"]) == (5, 3)
+    assert (result["histogram"]["right"][1], result["histogram"]["right"][19]) == (1, 2)
+    assert sum(result["histogram"]["wrong"]) == 2
 
 
 def test_scores_outside_are_in_the_outer_bins() -> None:
@@ -53,6 +56,22 @@ def test_auc_is_the_share_of_pairs_in_order(candidates: list[tuple[bool, float]]
         assert result["auc"]["value"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
     else:
         assert result["auc"] is None
+
+
+def test_a_tasks_auc_is_of_its_own_candidates() -> None:
+    asked = [question([1, 0], task="low"), question([0.5, 0.4], task="high"), question([0, 0], task="never right")]
+    scores = [np.array([0.2, 0.1]), np.array([0.9, 0.8]), np.array([0.3, 0.4])]
+    result = reliability(asked, scores)
+    assert result["task_auc"]["value"] == 1
+    assert result["auc"]["value"] == pytest.approx((1 + 4) / 8)
+    assert reliability([question([1, 1])], [np.array([0.1, 0.2])])["task_auc"] is None
+
+
+def test_a_threshold_is_judged_beside_one_verdict_for_all() -> None:
+    result = found([1, 0.5, 0.49, 0, 0], [0.5, 0.49, 0.51, 0.1, 0.2])
+    assert result["threshold_accuracy"]["value"] == 3 / 5
+    assert result["verdict_accuracy"]["value"] == 3 / 5
+    assert found([1, 1, 0], [0.9, 0.9, 0.1])["verdict_accuracy"]["value"] == pytest.approx(2 / 3, abs=1e-5)
 
 
 def test_length_correlations_are_of_ranks() -> None:
@@ -85,4 +104,5 @@ def test_intervals_are_those_of_a_bootstrap_over_groups() -> None:
     low, high = np.percentile(resamples, [2.5, 97.5])
     assert result["auc"]["low"] == pytest.approx(low, abs=0.02)
     assert result["auc"]["high"] == pytest.approx(high, abs=0.02)
+    assert result["task_auc"] == result["auc"]  # of one task
     assert result["calibration_error"]["low"] < result["calibration_error"]["high"]

@@ -49,7 +49,7 @@ Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
   check arithmetic, code or truth.
 - It saw no empty answers in training, and may score one high: leave them out.
 - Longer instructions lose their middle.
-- Scores order the candidates of one instruction; they are no calibrated probabilities.
+{scores}
 - It has the biases of its training data. Don't let it decide about people.
 
 ## Licence
@@ -66,6 +66,12 @@ ADAPTED = """\
 Last of all it learned from {candidates:,} candidates for {instances:,} instances of {tasks}, by a listwise loss over
 the candidates of each: it is adapted to those, and its scores tell which candidate of an instruction is better, and no
 more."""
+
+_ORDERING = "- Scores order the candidates of one instruction; they are no calibrated probabilities."
+_CALIBRATED = """\
+- Scores are calibrated: candidates of a score have it as their label on average. The calibration was fitted to
+  {fitted_candidates:,} candidates of dev questions; on {candidates:,} of other dev questions the expected calibration
+  error is {error_after:.3f} with it and {error_before:.3f} without. On tasks unlike these it may be larger."""
 
 _JOINT_CARD = """\
 # {name}
@@ -101,15 +107,24 @@ def model_card(
     layers: int,
     training: Mapping[str, float],
     parity: Mapping[str, float],
+    calibration_proof: Mapping[str, float] | None,
     origin: str = PRETRAINED,
 ) -> str:
     """The README.md of a model folder.
 
-    identity: name, base_model, licence and max_tokens, as in its config; so are the figures in `training` and `parity`.
+    identity: name, base_model, licence and max_tokens, as in its config; so are the figures in `training`, `parity` and
+        `calibration_proof`, which is None where scores aren't calibrated.
     origin: what it was trained on.
     """
-    figures = _figures(training)
-    return _CARD.format(**identity, layers=layers, steps=training["steps"], figures=figures, origin=origin, **parity)
+    return _CARD.format(
+        **identity,
+        **parity,
+        layers=layers,
+        steps=training["steps"],
+        figures=_figures(training),
+        scores=_ORDERING if calibration_proof is None else _CALIBRATED.format(**calibration_proof),
+        origin=origin,
+    )
 
 
 def joint_card(

@@ -341,6 +341,11 @@ def sample_evenly(questions: Sequence[Question], count: int, *, seed: int = 0) -
     return [question for _, _, question in sorted(ranked, key=lambda item: item[:2])[:count]]
 
 
+def task_weights(questions: Sequence[Question]) -> FloatArray:
+    """(n,) float64: each question's weight in the mean of its task, as in `task_means`; those of a task add up to 1."""
+    return _weights(questions)[2]
+
+
 def _weights(questions: Sequence[Question]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
     """Each question's task, its template (numbers in sorted order), and its weight in the mean of its task."""
     if not questions:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import torch
 from tqdm import tqdm
 
+from cappy_lite.activations import sigmoid
 from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE
 from cappy_lite.packing import PackedRow
@@ -28,6 +28,7 @@ from cappy_train.graph import graph_weights, packed_graph
 from cappy_train.graph_builder import save_graph
 from cappy_train.network import ScorerNetwork
 from cappy_train.quantise import observe, quantise
+from cappy_train.score_calibration import calibrate
 from cappy_train.trainable import network_scores
 from cappy_train.training import LOG, graph_of, result_of, trained_state
 
@@ -80,7 +81,8 @@ def export(
 
     Args:
         run: folder of a training run.
-        dev: files of instances, whose split dev calibrates the quantisation and proves it.
+        dev: files of instances, whose split dev calibrates the quantisation and proves it; of a shared model it also
+            calibrates the scores, where it has enough questions (see `score_calibration.calibrate`).
         out: the folder to make; it must not exist.
         name: the model's name.
         base_model: what the run started from, in words.
@@ -133,7 +135,8 @@ def write_model(
         folder: an empty one.
         tokenizer: the network's tokenizer.json.
         calibrating: questions that the quantisation takes its scales from.
-        checked: other ones, one at least, on which the graphs must agree with the network.
+        checked: other ones, one at least, on which the graphs must agree with the network, and which calibrate its
+            scores, unless these only order.
         identity: name, base_model, licence and max_tokens, for config and card.
         training: steps, and figures whose names have `_dev_`, for config and card.
         origin: what the network was trained on, for the card.
@@ -148,15 +151,26 @@ def write_model(
     rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
     save_graph(packed_graph(quantise(weights, observe(folder / FLOAT_GRAPH_FILE, rows))), folder / GRAPH_FILE)
 
-    float_scores = graph_scores(folder / FLOAT_GRAPH_FILE, packer, checked, max_tokens)
-    quantised_scores = graph_scores(folder / GRAPH_FILE, packer, checked, max_tokens)
+    exact, quantised = (
+        graph_logits(folder / name, packer, checked, max_tokens) for name in (FLOAT_GRAPH_FILE, GRAPH_FILE)
+    )
     through_network = [(question.instruction, question.candidates) for question in checked[::NETWORK_STEP]]
     network_part = network_scores(network, packer, through_network, max_tokens)
-    parity = measure_parity(network_part, float_scores, quantised_scores)
+    with np.errstate(invalid="ignore"):  # a damaged network gives NaN, and `check_parity` says so
+        parity = measure_parity(network_part, [sigmoid(own) for own in exact], [sigmoid(own) for own in quantised])
     check_parity(parity, only_orders=only_orders)
+    calibrated = None if only_orders else calibrate(checked, quantised)
 
     shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
-    card = model_card(identity, layers=network.config.layers, training=training, parity=asdict(parity), origin=origin)
+    proof = None if calibrated is None else asdict(calibrated.proof)
+    card = model_card(
+        identity,
+        layers=network.config.layers,
+        training=training,
+        parity=asdict(parity),
+        calibration_proof=proof,
+        origin=origin,
+    )
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     config = {
         "format_version": FORMAT_VERSION,
@@ -165,7 +179,8 @@ def write_model(
         "special_tokens": {"cls": packer.cls_token, "sep": packer.sep_token},
         "score_activation": "sigmoid",
         "score_position": "last_sep",
-        "calibration": None,
+        "calibration": None if calibrated is None else calibrated.knots,
+        "calibration_proof": proof,
         "parity": asdict(parity),
         "training": training,
     }
@@ -191,16 +206,16 @@ def packed_rows(packer: Packer, question: Question, max_tokens: int) -> list[Pac
     return list(packer.pack(packer.encode(question.instruction), candidates, max_tokens))
 
 
-def graph_scores(graph: Path, packer: Packer, questions: Sequence[Question], max_tokens: int) -> list[FloatArray]:
-    """Scores (float32, 0..1) of each question's candidates, by the graph in a file, run as the runtime runs it."""
+def graph_logits(graph: Path, packer: Packer, questions: Sequence[Question], max_tokens: int) -> list[FloatArray]:
+    """Logits (float32) of each question's candidates, by the graph in a file, run as the runtime runs it."""
     session = Session(graph, available_cpus())
-    scores = []
+    logits = []
     for question in tqdm(questions, graph.name, unit="question"):
-        logits = np.empty(len(question.candidates), dtype=np.float32)
+        own = np.empty(len(question.candidates), dtype=np.float32)
         for row in packed_rows(packer, question, max_tokens):
-            logits[row.candidate_indices] = session.run(row)
-        scores.append(torch.from_numpy(logits).sigmoid().numpy())
-    return scores
+            own[row.candidate_indices] = session.run(row)
+        logits.append(own)
+    return logits
 
 
 def measure_parity(

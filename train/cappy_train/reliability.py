@@ -10,10 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cappy_train.evaluate import BoolArray, FloatArray, Question, estimate, resampled_sums
 
 BINS = 10
+# What a right candidate gains at least: a right choice, or half of an agreement with a reference.
+RIGHT = 0.5
+# Above which calibrated scores say that it is more right than wrong.
+THRESHOLD = 0.5
 HISTOGRAM_BINS = 20
 
 
@@ -25,8 +30,12 @@ def reliability(questions: Sequence[Question], scores: Sequence[FloatArray], *, 
     - calibration_error: the expected calibration error, the mean distance of a bin's mean gain from its mean score,
       weighted by its number of scores (Naeini et al., 2015). Where scores are calibrated, resamples are further from it
       than the data, so that its interval may lie above it.
-    - auc: the probability that a right candidate (of gain 1) scores higher than a wrong one, of any questions; equal
-      scores count half. None without both kinds. Its interval is of the first order, as in DeLong et al. (1988).
+    - auc: the probability that a right candidate (of a gain of RIGHT at least) scores higher than a wrong one, of any
+      questions; equal scores count half. None without both kinds. Its interval is of the first order, as in DeLong et
+      al. (1988).
+    - task_auc: the same among the candidates of a task, as the mean over the tasks that have both kinds.
+    - threshold_accuracy: the share of candidates that are right and score THRESHOLD at least, or neither.
+    - verdict_accuracy: the same if all candidates got the verdict that fits more of them.
     - histogram: how many right and wrong candidates are in each of HISTOGRAM_BINS equal parts of 0..1.
     - score_length, gain_length: Spearman's rank correlations of a candidate's number of characters with its score and
       with its gain. None where one of the two is constant.
@@ -40,21 +49,26 @@ def reliability(questions: Sequence[Question], scores: Sequence[FloatArray], *, 
     """
     score, gain = np.concatenate(scores), np.concatenate([question.gains for question in questions])
     length = np.array([len(text) for question in questions for text in question.candidates], dtype=np.float64)
-    right = gain >= 1
+    right = gain >= RIGHT
+    counts_by_question = [len(own) for own in scores]
+    tasks = np.repeat([question.task for question in questions], counts_by_question)
     by_bin = np.eye(BINS)[_bins(score, BINS)].T
     rows = [*by_bin, *by_bin * score, *by_bin * gain]
-    auc, influence = _auc(score, right)
+    (auc, influence), (task_auc, task_influence) = _auc(score, right), _task_auc(score, right, tasks)
     lengths, score_ranks, gain_ranks = _ranks(length), _ranks(score), _ranks(gain)
-    rows += [influence, *_moments(lengths, score_ranks), *_moments(lengths, gain_ranks)]
+    rows += [influence, task_influence, right, right == (score >= THRESHOLD)]
+    rows += [*_moments(lengths, score_ranks), *_moments(lengths, gain_ranks)]
 
     # Sums over each question, then over all and over each resample: the data's own go first.
-    owners = np.repeat(np.arange(len(questions)), [len(own) for own in scores])
+    owners = np.repeat(np.arange(len(questions)), counts_by_question)
     values: FloatArray = np.array(
         [np.bincount(owners, row, minlength=len(questions)) for row in rows], dtype=np.float64
     )
     sums = np.concatenate([values.sum(axis=1)[None], resampled_sums(questions, values, seed=seed).sum(axis=2)])
-    in_bins, influences, score_moments, gain_moments = np.split(sums, [3 * BINS, 3 * BINS + 1, 3 * BINS + 6], axis=1)
+    in_bins, others, score_moments, gain_moments = np.split(sums, 3 * BINS + np.array([0, 4, 9]), axis=1)
     counts, score_sums, gain_sums = np.split(in_bins, 3, axis=1)
+    candidates = counts.sum(axis=1)
+    influences, task_influences, rights, hits = others.T
     return {
         "candidates": len(score),
         "right": int(right.sum()),
@@ -70,15 +84,23 @@ def reliability(questions: Sequence[Question], scores: Sequence[FloatArray], *, 
                 zip(counts[0].tolist(), score_sums[0].tolist(), gain_sums[0].tolist(), strict=True)
             )
         ],
-        "calibration_error": estimate(np.abs(score_sums - gain_sums).sum(axis=1) / counts.sum(axis=1)),
-        "auc": None if auc is None else estimate(np.clip(auc + influences[:, 0], 0, 1)),
+        "calibration_error": estimate(np.abs(score_sums - gain_sums).sum(axis=1) / candidates),
+        "auc": None if auc is None else estimate(np.clip(auc + influences, 0, 1)),
+        "task_auc": None if task_auc is None else estimate(np.clip(task_auc + task_influences, 0, 1)),
+        "threshold_accuracy": estimate(hits / candidates),
+        "verdict_accuracy": estimate(np.maximum(rights, candidates - rights) / candidates),
         "histogram": {
             name: np.bincount(_bins(score[some], HISTOGRAM_BINS), minlength=HISTOGRAM_BINS).tolist()
             for name, some in {"right": right, "wrong": ~right}.items()
         },
-        "score_length": _correlation(counts.sum(axis=1), score_moments),
-        "gain_length": _correlation(counts.sum(axis=1), gain_moments),
+        "score_length": _correlation(candidates, score_moments),
+        "gain_length": _correlation(candidates, gain_moments),
     }
+
+
+def calibration_error(score: FloatArray, gain: FloatArray) -> float:
+    """The expected calibration error of scores, as in `reliability`. score, gain: (candidates,)."""
+    return float(np.abs(np.bincount(_bins(score, BINS), score - gain)).sum() / len(score))
 
 
 def _bins(scores: FloatArray, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
@@ -99,6 +121,17 @@ def _auc(score: FloatArray, right: BoolArray) -> tuple[float | None, FloatArray]
     influence[right] /= len(rights)
     influence[~right] /= len(wrongs)
     return auc, influence
+
+
+def _task_auc(score: FloatArray, right: BoolArray, tasks: npt.NDArray[np.str_]) -> tuple[float | None, FloatArray]:
+    """`_auc` of each task's candidates, as the mean over tasks that have one."""
+    aucs, influence = [], np.zeros(len(score))
+    for task in np.unique(tasks):
+        own = tasks == task
+        auc, influence[own] = _auc(score[own], right[own])
+        if auc is not None:
+            aucs.append(auc)
+    return (float(np.mean(aucs)), influence / len(aucs)) if aucs else (None, influence)
 
 
 def _share_below(ordered: FloatArray, values: FloatArray) -> FloatArray:

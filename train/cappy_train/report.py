@@ -156,6 +156,9 @@ def _reliability_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{one['right']:,}",
             percent(one["calibration_error"]),
             _number(one["auc"]),
+            _number(one["task_auc"]),
+            percent(one["threshold_accuracy"]),
+            percent(one["verdict_accuracy"]),
             _number(one["score_length"]),
             _number(one["gain_length"]),
         ]
@@ -167,13 +170,18 @@ def _reliability_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
         "right",
         "calibration error, %",
         "AUC, right above wrong",
+        "within a task",
+        "told by 0.5, %",
+        "by one verdict, %",
         "score and length",
         "label and length",
     ]
     return Table(
         "Scores as they are, over the candidates of all questions: expected calibration error against the label (what "
-        "picking the candidate is worth); how often a right candidate (label 1) scores above a wrong one, of any "
-        "instructions; rank correlations of score and of label with the number of characters.",
+        "picking the candidate is worth); how often a right candidate (label 0.5 or more) scores above a wrong one, of "
+        "any instructions, and of one task's, in the mean over tasks; how many a score of 0.5 or more tells right from "
+        "wrong, and how many one verdict for all would; rank correlations of score and of label with the number of "
+        "characters.",
         head,
         rows,
     )
