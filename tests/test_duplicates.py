@@ -64,7 +64,7 @@ def test_half_of_the_runs_of_eight_words() -> None:
 
 def test_a_run_does_not_go_on_into_the_next_text() -> None:
     words = STORIES[0].split()
-    first, second = " ".join(words[:11]), " ".join(words[11:])  # four of the fourteen runs of eight, and three
+    first, second = " ".join(words[:10]), " ".join(words[10:20])  # three of the fourteen runs of eight each
     assert found(first, second) == {}
     assert found(first, references=(second,)) == {}
     assert found(LONG, STORIES[0], LONG) == {"1": "t0"}
