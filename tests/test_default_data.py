@@ -194,10 +194,13 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 def test_the_file_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_tiny_data(tmp_path / "data")
+    known = record("known", "t", default_instances(data, seed=0)[0][0].instruction, "test") | {"references": ["x"]}
+    write_lines(data / "bbh_candidates.jsonl.gz", [known])
     out = tmp_path / "default.jsonl.gz"
     assert cli.main(["distractors", "--default-data", str(data), "--out", str(out)]) == 0
     written = list(read_instances(out))
-    assert f"{len(written)} instances" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{len(written)} instances; left out as near-duplicates of test items: 1\n  of bbh_candidates: 1\n" in told
     questions = [instance for instance in written if instance.template == "verification"]
     assert questions
     chosen, _ = default_instances(data, seed=0)

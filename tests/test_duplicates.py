@@ -18,6 +18,9 @@ STORIES = (
 )
 LONG = "Before noon the wind had turned, and nobody in the village would have bet on the weather for the night. "
 
+OPTIONS = ("the lamp fell over", "rain came in quickly", "all windows were shut")
+OTHERS = ("nobody had eaten anything", "she forgot her umbrella", "trains don't stop here")
+
 
 def asked(text: str) -> str:
     return f"Read the following story with care and then answer the question.\n{text}\nIs it a happy story, yes or no?"
@@ -61,7 +64,9 @@ def test_half_of_the_runs_of_eight_words() -> None:
 
 def test_a_run_does_not_go_on_into_the_next_text() -> None:
     words = STORIES[0].split()
-    assert found(" ".join(words[:9]), " ".join(words[9:13]), " ".join(words[13:])) == {}
+    first, second = " ".join(words[:10]), " ".join(words[10:20])  # three of the fourteen runs of eight each
+    assert found(first, second) == {}
+    assert found(first, references=(second,)) == {}
     assert found(LONG, STORIES[0], LONG) == {"1": "t0"}
 
 
@@ -70,8 +75,21 @@ def test_short_items_are_sought_as_a_whole_or_as_the_same_instruction() -> None:
     assert found("Is it true that a horse eats green apples?", "a horse eats green", "the cat", among=short) == {
         "0": "t0"
     }
-    assert found(LONG, "Do a horse eats green apples", LONG, among=short) == {"1": "t0"}
     assert found("cat", "two boats sink", asked("CAT"), asked("dog"), among=short) == {"2": "t1"}
+
+
+def test_of_a_short_item_all_runs_count() -> None:
+    choices = [
+        f'Which is it? "{text}" or is it rather "{other}"? Tell me.'
+        for text, other in zip(OPTIONS, OTHERS, strict=True)
+    ]
+    two = items_of("choices", [replace(TRAIN, id=f"c{at}", instruction=text) for at, text in enumerate(choices)])
+    assert found(OPTIONS[1], OTHERS[1], f"{OTHERS[1]} {OPTIONS[1]}", among=two) == {"2": "c1"}
+
+
+def test_a_run_at_the_start_of_a_text_is_that_texts() -> None:
+    short = items(("a horse eats green apples", "my friend bought some yellow paint", "cat"))
+    assert found(LONG, "a horse eats green apples", LONG, among=short) == {"1": "t0"}
 
 
 def test_it_is_the_item_that_it_has_most_of() -> None:

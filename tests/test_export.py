@@ -63,7 +63,9 @@ def model(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def write_run(folder: Path, network: ScorerNetwork) -> Path:
     """What `pretrain` leaves in its folder, as far as an export reads it."""
     write_tiny_bert(folder)  # for its tokenizer
-    torch.save({"sizes": network.config.to_dict(), "network": network.state_dict()}, folder / "checkpoint.pt")
+    settings = {"losses": {"squared": 1.0, "pairwise": 0.5}}
+    state = {"settings": settings, "sizes": network.config.to_dict(), "network": network.state_dict()}
+    torch.save(state, folder / "checkpoint.pt")
     log = [{"step": 1, "superni_dev_closed": 0.1}, {"step": 2, "superni_dev_closed": 0.2}, {"step": 2, "loss": 1.5}]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     return folder
@@ -105,6 +107,7 @@ def test_the_config_has_parity_and_training_figures(model: Path) -> None:
     assert f"error is {proof['error_after']:.3f} with it and {proof['error_before']:.3f} without" in card
     assert "no calibrated probabilities" not in card
     assert "random weights" in card
+    assert "squared (weight 1), pairwise (weight 0.5)" in card
     assert "MIT" in card
     assert "| superni_dev_closed | 0.200 |" in card
     assert "{" not in card

@@ -34,6 +34,7 @@ def write_tiny_scorer(folder: Path, *, seed: int = 0) -> Path:
             asked[20:],
             identity={"name": "tiny", "base_model": "random weights", "licence": "MIT", "max_tokens": POSITIONS},
             training={"steps": 0},
+            origin="Not at all.",
         )
     return folder
 

@@ -47,7 +47,6 @@ Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
 
 - A small model: it judges whether an answer fits the instruction's form and words, and knows few facts. It does not
   check arithmetic, code or truth.
-- It saw no empty answers in training, and may score one high: leave them out.
 - Longer instructions lose their middle.
 {scores}
 - It has the biases of its training data. Don't let it decide about people.
@@ -59,9 +58,7 @@ Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
 
 # What a network was trained on.
 PRETRAINED = """\
-Those texts were made without a language model: answers of similar and of other instances, spans of the instruction,
-damaged references. The loss is the cross-entropy of each score with its label, and a listwise one over the candidates
-of a row."""
+What training made small: {losses}. What it learned from is its maker's to say, here."""
 ADAPTED = """\
 Last of all it learned from {candidates:,} candidates for {instances:,} instances of {tasks}, by a listwise loss over
 the candidates of each: it is adapted to those, and its scores tell which candidate of an instruction is better, and no
@@ -108,7 +105,7 @@ def model_card(
     training: Mapping[str, float],
     parity: Mapping[str, float],
     calibration_proof: Mapping[str, float] | None,
-    origin: str = PRETRAINED,
+    origin: str,
 ) -> str:
     """The README.md of a model folder.
 

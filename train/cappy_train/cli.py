@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cappy_lite.errors import CappyError, InputValueError
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # they take seconds to load
     from cappy_train.cluster import Cluster
     from cappy_train.sampling import Decoding, Sampler
     from cappy_train.training import Settings
+
+# What stages are added to.
+Stages: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # The sources of the paper's decodings; `sampling`, which has them, takes a moment to load.
 DECODINGS = ("beam", "sampling", "temperature", "top-k", "nucleus")
@@ -182,81 +185,51 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     stages = parser.add_subparsers(required=True, metavar="STAGE")
-    _add_instances(stages)
-
-    _add_sample(stages)
-
-    _add_annotate(stages)
-    _add_generator(stages)
-
-    _add_distractors(stages)
-    _add_pretrain(stages)
-
-    export = stages.add_parser("export", help="make a model folder from a run, quantised and checked")
-    export.add_argument("--run", type=Path, required=True, help="folder of the training run")
-    export.add_argument(
-        "--dev",
-        nargs="+",
-        required=True,
-        metavar="IN",
-        help="files of instances, whose split dev calibrates and proves",
-    )
-    export.add_argument("--out", type=Path, required=True, help="the model folder to write")
-    export.add_argument("--base-model", required=True, help="what the run started from, for config and model card")
-    export.add_argument("--licence", required=True, help="licence of the model, such as Apache-2.0")
-    export.add_argument("--name", help="name of the model (default: the name of --out)")
-    export.add_argument("--float32", action="store_true", help="of a joint model: don't round weights to 8 bits")
-    export.set_defaults(run_stage=_export)
-
-    _add_evaluate(stages)
-    _add_adapt(stages)
-
-    joint = stages.add_parser(
-        "import",
-        help="make a model folder of a Hugging Face cross-encoder",
-        description=IMPORT_DESCRIPTION,
-        epilog=IMPORT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    joint.add_argument(
-        "source", metavar="SOURCE", help="folder of the checkpoint; or hub:owner/name, which is downloaded"
-    )
-    joint.add_argument("--out", type=Path, required=True, help="the model folder to write; it must not exist")
-    joint.add_argument("--quantise", action="store_true", help="round weights to 8 bits: a quarter of the size, faster")
-    joint.add_argument(
-        "--calibrate",
-        type=Path,
-        metavar="FILE",
-        help="texts of the model's own sort that --quantise fits 8 bits to, instances as JSON Lines (docs/joint.md): "
-        "runs several times as fast as without; for BERT, MiniLM, RoBERTa and XLM-RoBERTa",
-    )
-    joint.add_argument(
-        "--activation",
-        choices=["identity", "sigmoid"],
-        default="identity",
-        help="what becomes of an output: identity keeps it, as for Cappy, which was trained to give scores; sigmoid "
-        "takes it to 0..1, for networks trained with a cross-entropy; ranks are the same (default: %(default)s)",
-    )
-    joint.add_argument(
-        "--max-tokens",
-        type=int,
-        metavar="N",
-        help="read at most N tokens of instruction and candidate (default: as many as the checkpoint can, at most 512)",
-    )
-    joint.add_argument("--name", help="name of the model (default: the name of --out)")
-    joint.add_argument("--base-model", help="where it comes from, for config and model card (default: SOURCE's name)")
-    joint.add_argument("--licence", default="not stated", help="licence of the checkpoint (default: %(default)s)")
-    joint.set_defaults(run_stage=_import)
+    for add_stage in (
+        _add_instances,
+        _add_sample,
+        _add_annotate,
+        _add_generator,
+        _add_distractors,
+        _add_pretrain,
+        _add_export,
+        _add_evaluate,
+        _add_adapt,
+        _add_import,
+    ):
+        add_stage(stages)
     return parser
 
 
-def _add_instances(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _stage(
+    stages: Stages,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    *,
+    help: str,
+    description: str | None = None,
+    examples: str | None = None,
+) -> argparse.ArgumentParser:
+    """A stage's parser, to which its options are added; `run` does the stage's work."""
     parser = stages.add_parser(
+        name,
+        help=help,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run_stage=run)
+    return parser
+
+
+def _add_instances(stages: Stages) -> None:
+    parser = _stage(
+        stages,
         "instances",
+        _instances,
         help="make a file of instances, from rows and PromptSource templates, FLAN or Super-NaturalInstructions",
         description=INSTANCES_DESCRIPTION,
-        epilog=INSTANCES_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=INSTANCES_EXAMPLES,
     )
     parser.add_argument("--data", nargs="+", metavar="ROWS", help="files or patterns (quoted), or a data set's folder")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write: .jsonl, .jsonl.gz or .parquet")
@@ -296,7 +269,6 @@ def _add_instances(stages: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="of Super-NaturalInstructions: show N positive examples in each instruction (default: %(default)s)",
     )
     _add_cluster(parser)
-    parser.set_defaults(run_stage=_instances)
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -365,13 +337,14 @@ def _instances(arguments: argparse.Namespace) -> None:
     print(done, file=sys.stderr)
 
 
-def _add_sample(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    sample = stages.add_parser(
+def _add_sample(stages: Stages) -> None:
+    sample = _stage(
+        stages,
         "sample",
+        _sample,
         help="have a language model answer instances, into Parquet shards of instances",
         description=SAMPLE_DESCRIPTION,
-        epilog=SAMPLE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=SAMPLE_EXAMPLES,
     )
     sample.add_argument(
         "--data", nargs="+", required=True, metavar="IN", help="files, patterns (quoted) or folders of shards"
@@ -426,7 +399,6 @@ def _add_sample(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="N",
         help="with --cluster: processes that each open the model, on a GPU of its own if there are any (default: 1)",
     )
-    sample.set_defaults(run_stage=_sample)
 
 
 LOCAL_OPTIONS = ("seed", "batch_tokens", "precision")
@@ -494,13 +466,14 @@ def _chosen(decodings: Sequence[Decoding], arguments: argparse.Namespace) -> lis
     ]
 
 
-def _add_annotate(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    annotate = stages.add_parser(
+def _add_annotate(stages: Stages) -> None:
+    annotate = _stage(
+        stages,
         "annotate",
+        _annotate,
         help="label the candidates of instances by Rouge-L, into Parquet shards",
         description=ANNOTATE_DESCRIPTION,
-        epilog=ANNOTATE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=ANNOTATE_EXAMPLES,
     )
     annotate.add_argument(
         "--data", nargs="+", required=True, metavar="IN", help="files or globs: JSON Lines, plain or gzip, or Parquet"
@@ -520,7 +493,6 @@ def _add_annotate(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     annotate.add_argument("--threads", type=int, metavar="N", help="threads to compute on (default: all)")
     _add_cluster(annotate)
-    annotate.set_defaults(run_stage=_annotate)
 
 
 def _annotate(arguments: argparse.Namespace) -> None:
@@ -543,13 +515,14 @@ def _annotate(arguments: argparse.Namespace) -> None:
         print(f"left out: {note}", file=sys.stderr)
 
 
-def _add_generator(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    generator = stages.add_parser(
+def _add_generator(stages: Stages) -> None:
+    generator = _stage(
+        stages,
         "generator",
+        _generator,
         help="train a small seq2seq to sample candidates from",
         description=GENERATOR_DESCRIPTION,
-        epilog=GENERATOR_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=GENERATOR_EXAMPLES,
     )
     generator.add_argument(
         "--data", nargs="+", required=True, metavar="IN", help="files of instances: split train is trained on"
@@ -564,7 +537,6 @@ def _add_generator(stages: argparse._SubParsersAction[argparse.ArgumentParser]) 
     generator.add_argument("--per-task", type=int, metavar="N", help="at most N instances of a task (default: 1000)")
     generator.add_argument("--learning-rate", type=float, help="peak learning rate")
     generator.add_argument("--seed", type=int, help="of what is drawn and of the order of batches")
-    generator.set_defaults(run_stage=_generator)
 
 
 def _generator(arguments: argparse.Namespace) -> None:
@@ -576,13 +548,14 @@ def _generator(arguments: argparse.Namespace) -> None:
     train_generator(arguments.data, arguments.base or packaged_minilm(), arguments.out, settings)
 
 
-def _add_distractors(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = stages.add_parser(
+def _add_distractors(stages: Stages) -> None:
+    parser = _stage(
+        stages,
         "distractors",
+        _distractors,
         help="give instances candidates without a language model: neighbours' answers, damaged references, ...",
         description=DISTRACTORS_DESCRIPTION,
-        epilog=DISTRACTORS_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=DISTRACTORS_EXAMPLES,
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", nargs="+", metavar="IN", help="files of instances, or patterns (quoted)")
@@ -602,7 +575,6 @@ def _add_distractors(stages: argparse._SubParsersAction[argparse.ArgumentParser]
         "--out", type=Path, required=True, metavar="FILE", help="the file to write: .jsonl, .jsonl.gz or .parquet"
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
-    parser.set_defaults(run_stage=_distractors)
 
 
 def _distractors(arguments: argparse.Namespace) -> None:
@@ -621,13 +593,14 @@ def _distractors(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {count:,} instances{left_out}", file=sys.stderr)
 
 
-def _add_pretrain(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = stages.add_parser(
+def _add_pretrain(stages: Stages) -> None:
+    parser = _stage(
+        stages,
         "pretrain",
+        _pretrain,
         help="train a scorer on labelled pairs; goes on where a run was killed",
         description=PRETRAIN_DESCRIPTION,
-        epilog=PRETRAIN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=PRETRAIN_EXAMPLES,
     )
     parser.add_argument("--data", type=Path, required=True, metavar="PAIRS", help="folder that annotate wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
@@ -652,7 +625,6 @@ def _add_pretrain(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="N",
         help="with --cluster: how many train together (default: one a GPU; without any, one a machine)",
     )
-    parser.set_defaults(run_stage=_pretrain)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -710,13 +682,14 @@ def _weight(text: str) -> tuple[str, float]:
         raise InputValueError(f"--losses {text}: give a name, or name=weight, such as squared=0.5") from None
 
 
-def _add_evaluate(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = stages.add_parser(
+def _add_evaluate(stages: Stages) -> None:
+    parser = _stage(
+        stages,
         "evaluate",
+        _evaluate,
         help="report how good a model's picks are, beside single systems and simple rules",
         description=EVALUATE_DESCRIPTION,
-        epilog=EVALUATE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EVALUATE_EXAMPLES,
     )
     parser.add_argument(
         "--model",
@@ -735,7 +708,6 @@ def _add_evaluate(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--seed", type=int, default=0, help="of distractors and of the bootstrap (default: %(default)s)"
     )
-    parser.set_defaults(run_stage=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -776,6 +748,23 @@ def _pretrain(arguments: argparse.Namespace) -> None:
             cluster.train(work, arguments.out, processes=arguments.processes)
 
 
+def _add_export(stages: Stages) -> None:
+    export = _stage(stages, "export", _export, help="make a model folder from a run, quantised and checked")
+    export.add_argument("--run", type=Path, required=True, help="folder of the training run")
+    export.add_argument(
+        "--dev",
+        nargs="+",
+        required=True,
+        metavar="IN",
+        help="files of instances, whose split dev calibrates and proves",
+    )
+    export.add_argument("--out", type=Path, required=True, help="the model folder to write")
+    export.add_argument("--base-model", required=True, help="what the run started from, for config and model card")
+    export.add_argument("--licence", required=True, help="licence of the model, such as Apache-2.0")
+    export.add_argument("--name", help="name of the model (default: the name of --out)")
+    export.add_argument("--float32", action="store_true", help="of a joint model: don't round weights to 8 bits")
+
+
 def _export(arguments: argparse.Namespace) -> None:
     from cappy_train.export import export
 
@@ -788,6 +777,45 @@ def _export(arguments: argparse.Namespace) -> None:
         licence=arguments.licence,
         float32=arguments.float32,
     )
+
+
+def _add_import(stages: Stages) -> None:
+    joint = _stage(
+        stages,
+        "import",
+        _import,
+        help="make a model folder of a Hugging Face cross-encoder",
+        description=IMPORT_DESCRIPTION,
+        examples=IMPORT_EXAMPLES,
+    )
+    joint.add_argument(
+        "source", metavar="SOURCE", help="folder of the checkpoint; or hub:owner/name, which is downloaded"
+    )
+    joint.add_argument("--out", type=Path, required=True, help="the model folder to write; it must not exist")
+    joint.add_argument("--quantise", action="store_true", help="round weights to 8 bits: a quarter of the size, faster")
+    joint.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="texts of the model's own sort that --quantise fits 8 bits to, instances as JSON Lines (docs/joint.md): "
+        "runs several times as fast as without; for BERT, MiniLM, RoBERTa and XLM-RoBERTa",
+    )
+    joint.add_argument(
+        "--activation",
+        choices=["identity", "sigmoid"],
+        default="identity",
+        help="what becomes of an output: identity keeps it, as for Cappy, which was trained to give scores; sigmoid "
+        "takes it to 0..1, for networks trained with a cross-entropy; ranks are the same (default: %(default)s)",
+    )
+    joint.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="read at most N tokens of instruction and candidate (default: as many as the checkpoint can, at most 512)",
+    )
+    joint.add_argument("--name", help="name of the model (default: the name of --out)")
+    joint.add_argument("--base-model", help="where it comes from, for config and model card (default: SOURCE's name)")
+    joint.add_argument("--licence", default="not stated", help="licence of the checkpoint (default: %(default)s)")
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -806,13 +834,14 @@ def _import(arguments: argparse.Namespace) -> None:
     )
 
 
-def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = stages.add_parser(
+def _add_adapt(stages: Stages) -> None:
+    parser = _stage(
+        stages,
         "adapt",
+        _adapt,
         help="fine-tune a model on a task's own instances with candidates, into a model folder with a report",
         description=ADAPT_DESCRIPTION,
-        epilog=ADAPT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=ADAPT_EXAMPLES,
     )
     parser.add_argument("--data", nargs="+", required=True, metavar="INSTANCES", help="files, folders of shards, globs")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="model folder to write; a new one")
@@ -842,7 +871,6 @@ def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--learning-rate", type=float, default=5e-5, metavar="X", help="the peak (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
-    parser.set_defaults(run_stage=_adapt)
 
 
 def _adapt(arguments: argparse.Namespace) -> None:

@@ -34,8 +34,9 @@ TEST_SETS = (
 WHOLLY_TEST = frozenset({"t0_heldout"})
 # Words of an n-gram; runs of fewer own words are sought as a whole, if they have at least SHORTEST.
 WORDS, SHORTEST = 8, 4
-# The share of an item's n-grams that makes a near-duplicate. With less, the pairs that we looked at were stock phrases
-# of statistics and encyclopaedias, or the same arithmetic problem with other numbers; with more, the same text.
+# The share of an item's n-grams that makes a near-duplicate. Of the default data's pairs that hold less, most share
+# stock phrases of statistics, or are the same arithmetic problem with other numbers; nearly all that hold more are the
+# same text.
 SHARE = 0.5
 # Words in a row that more than half of the instructions of a task and template have are its own, not an item's.
 SHARED_WORDS = 3
@@ -145,10 +146,10 @@ def near_duplicates(instances: Sequence[Instance], items: Sequence[Item]) -> dic
             for instance, shares in zip(block, index.shares(block), strict=True):
                 if equal := same.get(normal(instance.instruction)):
                     found[instance.id] = equal
-                elif enough := [
-                    (-share, at) for at, share in shares.items() if share >= (1 if items[at].short else SHARE)
-                ]:
-                    found[instance.id] = items[min(enough)[1]]
+                    continue
+                enough = [at for at, share in shares.items() if share >= (1 if items[at].short else SHARE)]
+                if enough:
+                    found[instance.id] = items[max(enough, key=shares.__getitem__)]  # of equal shares the first
             bar.update(len(block))
     return found
 

@@ -112,9 +112,18 @@ def export(
     questions = dev_questions(dev)
     calibrating = questions[::CALIBRATION_STEP]
     checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
+    losses = ", ".join(f"{name} (weight {weight:g})" for name, weight in state["settings"]["losses"].items())
     with folder_written_whole(out) as folder:
-        identity = {**origin, "max_tokens": max_tokens}
-        write_model(folder, network, run / TOKENIZER_FILE, calibrating, checked, identity=identity, training=training)
+        write_model(
+            folder,
+            network,
+            run / TOKENIZER_FILE,
+            calibrating,
+            checked,
+            identity={**origin, "max_tokens": max_tokens},
+            training=training,
+            origin=PRETRAINED.format(losses=losses),
+        )
 
 
 def write_model(
@@ -126,7 +135,7 @@ def write_model(
     *,
     identity: Mapping[str, object],
     training: Mapping[str, float],
-    origin: str = PRETRAINED,
+    origin: str,
     only_orders: bool = False,
 ) -> None:
     """Fills a folder with a network's model: graph, 8-bit weights, float32 twin, config and card.

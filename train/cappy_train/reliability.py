@@ -55,9 +55,9 @@ def reliability(questions: Sequence[Question], scores: Sequence[FloatArray], *, 
     by_bin = np.eye(BINS)[_bins(score, BINS)].T
     rows = [*by_bin, *by_bin * score, *by_bin * gain]
     (auc, influence), (task_auc, task_influence) = _auc(score, right), _task_auc(score, right, tasks)
-    lengths, score_ranks, gain_ranks = _ranks(length), _ranks(score), _ranks(gain)
+    lengths, score_ranks, gain_ranks = ranks(length), ranks(score), ranks(gain)
     rows += [influence, task_influence, right, right == (score >= THRESHOLD)]
-    rows += [*_moments(lengths, score_ranks), *_moments(lengths, gain_ranks)]
+    rows += [*moments(lengths, score_ranks), *moments(lengths, gain_ranks)]
 
     # Sums over each question, then over all and over each resample: the data's own go first.
     owners = np.repeat(np.arange(len(questions)), counts_by_question)
@@ -93,8 +93,8 @@ def reliability(questions: Sequence[Question], scores: Sequence[FloatArray], *, 
             name: np.bincount(_bins(score[some], HISTOGRAM_BINS), minlength=HISTOGRAM_BINS).tolist()
             for name, some in {"right": right, "wrong": ~right}.items()
         },
-        "score_length": _correlation(candidates, score_moments),
-        "gain_length": _correlation(candidates, gain_moments),
+        "score_length": _estimated(correlations(candidates, score_moments)),
+        "gain_length": _estimated(correlations(candidates, gain_moments)),
     }
 
 
@@ -139,19 +139,31 @@ def _share_below(ordered: FloatArray, values: FloatArray) -> FloatArray:
     return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(ordered))
 
 
-def _ranks(values: FloatArray) -> FloatArray:
-    """Ranks, the mean of equal ones, put to -0.5..0.5."""
+def ranks(values: FloatArray) -> FloatArray:
+    """Ranks, the mean of equal ones, put to -0.5..0.5. values: (n,)."""
     return _share_below(np.sort(values), values) - 0.5
 
 
-def _moments(a: FloatArray, b: FloatArray) -> list[FloatArray]:
+def moments(a: FloatArray, b: FloatArray) -> list[FloatArray]:
+    """What must be summed, each (n,), for Pearson's correlation of two values of n candidates: see `correlations`."""
     return [a, b, a * a, b * b, a * b]
 
 
-def _correlation(counts: FloatArray, moments: FloatArray) -> dict[str, float | None] | None:
-    """Pearson's correlation by sums of `_moments`, (1 + resamples, 5), over `counts` candidates, (1 + resamples,)."""
-    a, b, aa, bb, ab = moments.T / counts
+def correlations(counts: FloatArray, sums: FloatArray) -> FloatArray | None:
+    """Pearson's correlations by sums of `moments`: (1 + resamples,), the data's own first.
+
+    None where one of the two values is constant in the data.
+
+    Args:
+        counts: (1 + resamples,), how many candidates.
+        sums: (1 + resamples, 5).
+    """
+    a, b, aa, bb, ab = sums.T / counts
     spread = np.sqrt(np.maximum(aa - a * a, 0) * np.maximum(bb - b * b, 0))
     if spread[0] < 1e-9:
         return None
-    return estimate(np.clip(np.divide(ab - a * b, spread, out=np.zeros_like(spread), where=~(spread <= 0)), -1, 1))
+    return np.clip(np.divide(ab - a * b, spread, out=np.zeros_like(spread), where=~(spread <= 0)), -1, 1)
+
+
+def _estimated(samples: FloatArray | None) -> dict[str, float | None] | None:
+    return None if samples is None else estimate(samples)

@@ -155,12 +155,12 @@ def _reliability_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{one['candidates']:,}",
             f"{one['right']:,}",
             percent(one["calibration_error"]),
-            _number(one["auc"]),
-            _number(one["task_auc"]),
+            decimals(one["auc"]),
+            decimals(one["task_auc"]),
             percent(one["threshold_accuracy"]),
             percent(one["verdict_accuracy"]),
-            _number(one["score_length"]),
-            _number(one["gain_length"]),
+            decimals(one["score_length"]),
+            decimals(one["gain_length"]),
         ]
         for name, one in found.items()
     ]
@@ -308,7 +308,8 @@ def _hundredths(share: float) -> str:
     return f"{round(100 * share, 1) + 0:.1f}"  # + 0, so that there is no -0.0
 
 
-def _number(estimate: Mapping[str, float | None] | None) -> str:
+def decimals(estimate: Mapping[str, float | None] | None) -> str:
+    """An estimate as it is, as `percent` does it."""
     return "" if estimate is None else _with_interval(estimate, "{:.3f}".format)
 
 

@@ -1,0 +1,63 @@
+"""The script that makes the default model: its stages fit together, and a second run goes on after the first."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[1] / "train" / "default_model"
+# In place of each stage: its arguments must be what the stage takes, and what it reads must be there.
+STAGE = """#!{python}
+import sys
+from pathlib import Path
+
+from cappy_train.cli import _parser
+
+arguments = _parser().parse_args(sys.argv[1:])
+values = vars(arguments)
+for name in ("data", "default_data", "run", "dev", "model"):
+    inputs = values.get(name) or []
+    for path in [inputs] if isinstance(inputs, (str, Path)) else inputs:
+        assert Path(path).exists(), (name, path)
+with open({log!r}, "a") as log:
+    print(sys.argv[1], file=log)
+if sys.argv[1] == {stop!r}:
+    sys.exit(1)
+out = Path(values["out"])
+if out.suffix:
+    out.touch()
+else:
+    out.mkdir(exist_ok=sys.argv[1] not in ("distractors", "export"))
+"""
+STAGES = ["distractors", "generator", "sample", "annotate", "pretrain", "export"]
+
+
+def run(tmp_path: Path, *, stop: str | None = None) -> tuple[int, list[str]]:
+    log = tmp_path / "log"
+    log.unlink(missing_ok=True)
+    bin = tmp_path / "bin"
+    bin.mkdir(exist_ok=True)
+    (bin / "cappy-train").write_text(STAGE.format(python=sys.executable, log=str(log), stop=stop))
+    (bin / "cappy-train").chmod(0o755)
+    (tmp_path / "data sets").mkdir(exist_ok=True)
+    done = subprocess.run(
+        ["bash", str(SCRIPT), str(tmp_path / "data sets"), str(tmp_path / "work")],
+        env={**os.environ, "PATH": f"{bin}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    if stop is None:
+        assert done.returncode == 0, done.stderr
+    return done.returncode, log.read_text().split()
+
+
+def test_each_stage_takes_what_the_ones_before_made(tmp_path: Path) -> None:
+    assert run(tmp_path) == (0, STAGES)
+    assert (tmp_path / "work" / "cappy-mini").is_dir()
+
+
+def test_it_stops_where_a_stage_fails_and_goes_on(tmp_path: Path) -> None:
+    assert run(tmp_path, stop="annotate") == (1, STAGES[:4])
+    # What was made at once isn't made again; stages that know where they stopped are asked again.
+    assert run(tmp_path) == (0, STAGES[1:])
+    assert run(tmp_path) == (0, STAGES[1:-1])
