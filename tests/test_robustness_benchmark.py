@@ -35,6 +35,7 @@ from benchmarks.robustness import (
     plain,
     record,
     sentences_by_task,
+    shown,
 )
 from cappy_train.baselines import longest
 from cappy_train.evaluate import FloatArray, Question
@@ -197,6 +198,19 @@ def test_a_right_answer_must_be_beaten_and_not_a_wrong_one() -> None:
         return value({figure.name: figure for figure in figures}[EMPTY])
 
     assert (intruded(0.6), intruded(0.61)) == (0, 1)
+
+
+def test_shares_are_in_per_cent_and_correlations_as_they_are() -> None:
+    figures = [
+        Figure("pairs", "share", 1200, np.array([0.04, 0.03, 0.05]), at_most=0.03),
+        Figure("bias", "correlation", 7, np.array([0.25, *[-0.0001] * 5, *[0.5] * 95])),
+        Figure("nothing", "share", 0, np.full(3, np.nan), at_most=0.03),
+    ]
+    assert shown([record(figure) for figure in figures]).splitlines()[2:] == [
+        "| pairs | 1,200 | 4.0 [3.0, 5.0] | 3 | no |",
+        "| bias | 7 | 0.250 [0.000, 0.500] |  |  |",
+        "| nothing | 0 | n/a | 3 |  |",
+    ]
 
 
 def test_sentences_are_long_references_by_task() -> None:

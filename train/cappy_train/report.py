@@ -308,9 +308,13 @@ def _hundredths(share: float) -> str:
     return f"{round(100 * share, 1) + 0:.1f}"  # + 0, so that there is no -0.0
 
 
+def _thousandths(number: float) -> str:
+    return f"{round(number, 3) + 0:.3f}"
+
+
 def decimals(estimate: Mapping[str, float | None] | None) -> str:
     """An estimate as it is, as `percent` does it."""
-    return "" if estimate is None else _with_interval(estimate, "{:.3f}".format)
+    return "" if estimate is None else _with_interval(estimate, _thousandths)
 
 
 def _count(things: Mapping[str, int], name: str) -> str:
