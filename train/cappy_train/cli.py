@@ -617,6 +617,13 @@ def _add_pretrain(stages: Stages) -> None:
         help="shared: reads an instruction once for all its candidates; of BERT's build (BERT, MiniLM, RoBERTa, "
         "XLM-RoBERTa). joint: an ordinary cross-encoder; DeBERTa and ModernBERT too (default: %(default)s)",
     )
+    parser.add_argument(
+        "--choice-weight",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="how often an epoch has an instance with choices, where it has others once (default: %(default)s)",
+    )
     add_settings(parser)
     _add_cluster(parser)
     parser.add_argument(
@@ -739,6 +746,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         dev=arguments.dev,
         base=arguments.base or PACKAGED,
         graph=arguments.graph,
+        choice_weight=arguments.choice_weight,
         settings=settings_of(arguments),
     )
     with _cluster(arguments) as cluster:

@@ -28,6 +28,7 @@ def pretrain(
     dev: Source | None = None,
     base: str = PACKAGED,
     graph: str = "shared",
+    choice_weight: float = 1.0,
     settings: Settings | None = None,
 ) -> None:
     """Trains a scorer; `out` then holds checkpoint.pt, tokenizer.json and log.jsonl (losses, speed, dev figures).
@@ -39,6 +40,7 @@ def pretrain(
         base: the checkpoint or the model to start from: see `base_folder`.
         graph: "shared": a network that reads an instruction once for all its candidates, of BERT's build; or "joint":
             an ordinary cross-encoder, of any of `checkpoint.FAMILIES`.
+        choice_weight: how often an epoch has an instance with choices, where it has others once.
         settings: None: the default ones.
 
     Raises:
@@ -49,7 +51,7 @@ def pretrain(
         raise InputValueError(f"graph must be {' or '.join(GRAPHS)}, not {graph!r}")
     settings = settings or Settings()
     folder = base_folder(base)
-    rows = ShardRows(data, seed=settings.seed)
+    rows = ShardRows(data, seed=settings.seed, choice_weight=choice_weight)
     asked = [] if dev is None else dev_questions(dev)
     torch.manual_seed(settings.seed)
     if graph == "shared":
