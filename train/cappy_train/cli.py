@@ -607,8 +607,8 @@ def _add_pretrain(stages: Stages) -> None:
     parser.add_argument("--dev", nargs="+", metavar="IN", help="files of instances, whose split dev is evaluated on")
     parser.add_argument(
         "--base",
-        help="checkpoint to start from: a folder, or hub:owner/name; or a model to train further: a shipped one's "
-        "name, or a folder that export made (default: MiniLM-L6-H384, which the extra [train] has)",
+        help="checkpoint to start from: a folder, or hub:owner/name; or what to train further: a shipped model's "
+        "name, a folder that export made, or another run's (default: MiniLM-L6-H384, which the extra [train] has)",
     )
     parser.add_argument(
         "--graph",
