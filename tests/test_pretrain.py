@@ -71,6 +71,14 @@ def test_a_model_is_trained_further(folder: Path, tmp_path: Path) -> None:
     assert all(torch.allclose(weight, before[name], atol=1e-6) for name, weight in trained.items())
 
 
+def test_another_run_is_trained_further(folder: Path, tmp_path: Path) -> None:
+    pretrain(folder / "pairs", tmp_path / "first", base=str(folder / "bert"), settings=SETTINGS)
+    small = replace(SETTINGS, steps=1, learning_rate=1e-9)
+    pretrain(folder / "pairs", tmp_path / "second", base=str(tmp_path / "first"), settings=small)
+    trained, before = (trained_network(tmp_path / run).state_dict() for run in ("second", "first"))
+    assert all(torch.allclose(weight, before[name], atol=1e-6) for name, weight in trained.items())
+
+
 def test_the_base_is_a_name_a_folder_or_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert base_folder(PACKAGED) == packaged_minilm()
     assert base_folder("cappy-mini") == model_folder("cappy-mini")

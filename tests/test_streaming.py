@@ -78,6 +78,24 @@ def test_epochs_mix_shards_in_an_order_of_the_seed(pairs: Path) -> None:
     assert by_instruction == sorted(epoch_of(rows, 1), key=repr)
 
 
+def test_rows_with_choices_come_as_often_as_their_weight_says(pairs: Path, folder: Path) -> None:
+    instances = list(read_instances(folder / "instances.jsonl.gz", split="train"))
+    of_choices = Counter(instance.instruction for instance in instances if instance.choices)
+    others = Counter(instance.instruction for instance in instances if not instance.choices)
+    rows = ShardRows(pairs, choice_weight=2.5)
+    counts = Counter(row.instruction for row in epoch_of(rows, 0))
+    assert {name: counts[name] for name in others} == others
+    assert all(2 * count <= counts[name] <= 3 * count for name, count in of_choices.items())
+    assert 2.3 < sum(counts[name] for name in of_choices) / of_choices.total() < 2.7
+    assert epoch_of(rows, 0) == epoch_of(ShardRows(pairs, choice_weight=2.5), 0) != epoch_of(rows, 1)
+    assert rows.fingerprint != ShardRows(pairs).fingerprint
+    few = Counter(row.instruction for row in epoch_of(ShardRows(pairs, choice_weight=0.3), 0))
+    assert 0 < sum(few[name] for name in of_choices) < of_choices.total() / 2
+    for weight in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(InputValueError, match="choice_weight"):
+            ShardRows(pairs, choice_weight=weight)
+
+
 def test_an_epoch_has_every_row_once_in_batches_within_the_budget(pairs: Path, packer: Packer) -> None:
     rows = ShardRows(pairs, window=3)
     batches = one_epoch(rows, packer)

@@ -607,8 +607,8 @@ def _add_pretrain(stages: Stages) -> None:
     parser.add_argument("--dev", nargs="+", metavar="IN", help="files of instances, whose split dev is evaluated on")
     parser.add_argument(
         "--base",
-        help="checkpoint to start from: a folder, or hub:owner/name; or a model to train further: a shipped one's "
-        "name, or a folder that export made (default: MiniLM-L6-H384, which the extra [train] has)",
+        help="checkpoint to start from: a folder, or hub:owner/name; or what to train further: a shipped model's "
+        "name, a folder that export made, or another run's (default: MiniLM-L6-H384, which the extra [train] has)",
     )
     parser.add_argument(
         "--graph",
@@ -616,6 +616,13 @@ def _add_pretrain(stages: Stages) -> None:
         default="shared",
         help="shared: reads an instruction once for all its candidates; of BERT's build (BERT, MiniLM, RoBERTa, "
         "XLM-RoBERTa). joint: an ordinary cross-encoder; DeBERTa and ModernBERT too (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--choice-weight",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="how often an epoch has an instance with choices, where it has others once (default: %(default)s)",
     )
     add_settings(parser)
     _add_cluster(parser)
@@ -739,6 +746,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         dev=arguments.dev,
         base=arguments.base or PACKAGED,
         graph=arguments.graph,
+        choice_weight=arguments.choice_weight,
         settings=settings_of(arguments),
     )
     with _cluster(arguments) as cluster:

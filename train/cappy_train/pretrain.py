@@ -14,7 +14,7 @@ from cappy_train.files import Source
 from cappy_train.network import ScorerNetwork, from_bert, packaged_minilm
 from cappy_train.read_back import network_of
 from cappy_train.streaming import ShardRows
-from cappy_train.training import Settings, train
+from cappy_train.training import CHECKPOINT, Settings, train, trained_network
 
 GRAPHS = ("shared", "joint")
 # The base that the extra [train] has.
@@ -28,6 +28,7 @@ def pretrain(
     dev: Source | None = None,
     base: str = PACKAGED,
     graph: str = "shared",
+    choice_weight: float = 1.0,
     settings: Settings | None = None,
 ) -> None:
     """Trains a scorer; `out` then holds checkpoint.pt, tokenizer.json and log.jsonl (losses, speed, dev figures).
@@ -39,6 +40,7 @@ def pretrain(
         base: the checkpoint or the model to start from: see `base_folder`.
         graph: "shared": a network that reads an instruction once for all its candidates, of BERT's build; or "joint":
             an ordinary cross-encoder, of any of `checkpoint.FAMILIES`.
+        choice_weight: how often an epoch has an instance with choices, where it has others once.
         settings: None: the default ones.
 
     Raises:
@@ -49,7 +51,7 @@ def pretrain(
         raise InputValueError(f"graph must be {' or '.join(GRAPHS)}, not {graph!r}")
     settings = settings or Settings()
     folder = base_folder(base)
-    rows = ShardRows(data, seed=settings.seed)
+    rows = ShardRows(data, seed=settings.seed, choice_weight=choice_weight)
     asked = [] if dev is None else dev_questions(dev)
     torch.manual_seed(settings.seed)
     if graph == "shared":
@@ -63,7 +65,9 @@ def pretrain(
 
 
 def _shared_network(folder: Path) -> ScorerNetwork:
-    """The network in a model folder, its head included; or a checkpoint's with a new head."""
+    """A run's result, or the network in a model folder, their heads included; or a checkpoint's with a new head."""
+    if (folder / CHECKPOINT).is_file():
+        return trained_network(folder)
     if (folder / GRAPH_FILE).is_file() and not (folder / "model.safetensors").exists():
         return network_of(folder)
     network = from_bert(folder)
@@ -74,6 +78,8 @@ def _shared_network(folder: Path) -> ScorerNetwork:
 
 def base_folder(base: str) -> Path:
     """A folder to start from: MiniLM-L6-H384, which the extra [train] has; a shipped model; a folder; hub:owner/name.
+
+    A folder holds a checkpoint that transformers saved, a model that `export` made, or a run.
 
     Raises:
         InputValueError: it isn't there, or can't be downloaded.

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from cappy_lite.errors import InputValueError
-from cappy_train.annotate import REPEATED
+from cappy_train.annotate import CHOICE, REPEATED
 from cappy_train.batches import LabelledRow, TokenRow, padded
 from cappy_train.shards import MANIFEST, RowGroup, Shards, file_digest
 from cappy_train.trainable import TextPacker
@@ -78,39 +78,57 @@ class ShardRows:
     An epoch's windows are `window` row groups each, of all shards in random order.
     """
 
-    def __init__(self, folder: Path, *, seed: int = 0, window: int = WINDOW_GROUPS) -> None:
+    def __init__(self, folder: Path, *, seed: int = 0, window: int = WINDOW_GROUPS, choice_weight: float = 1.0) -> None:
         """Opens a folder that `annotate` wrote.
 
+        choice_weight: how often an epoch has an instance with choices, where it has others once; what is left beside a
+            whole number is the share of them that it has once more, drawn at random.
+
         Raises:
-            InputValueError: it isn't one, or it has no pairs.
+            InputValueError: it isn't one, or it has no pairs; or the weight isn't above 0.
         """
+        if not 0 < choice_weight < float("inf"):
+            raise InputValueError(f"choice_weight is {choice_weight}: it should be above 0")
         self._shards = Shards(folder)
         self._groups = [group for group in self._shards.row_groups() if group.rows]
         if not self._groups:
             raise InputValueError(f"{folder} has no pairs: were there instances of that split?")
-        self._seed, self._window = seed, window
+        self._seed, self._window, self._choice_weight = seed, window, choice_weight
         self.fingerprint = file_digest(folder / MANIFEST)
+        if choice_weight != 1:
+            self.fingerprint += f", choice_weight {choice_weight}"
 
     def sizes(self, epoch: int) -> Sequence[int]:
         return [sum(group.rows for group in window) for window in self._windows(epoch)]
 
     def read(self, epoch: int, window: int) -> list[LabelledRow]:
-        return [row for group in self._windows(epoch)[window] for row in self._rows(group)]
+        rng = random.Random(f"{self._seed}:{epoch}:{window}:weights")
+        rows = []
+        for group in self._windows(epoch)[window]:
+            for row, has_choices in self._rows(group):
+                weight = self._choice_weight if has_choices else 1.0
+                rows += [row] * (int(weight) + (rng.random() < weight % 1))
+        return rows
 
     def _windows(self, epoch: int) -> list[list[RowGroup]]:
         groups = random.Random(f"{self._seed}:{epoch}:groups").sample(self._groups, len(self._groups))
         return [groups[start : start + self._window] for start in range(0, len(groups), self._window)]
 
-    def _rows(self, group: RowGroup) -> Iterator[LabelledRow]:
+    def _rows(self, group: RowGroup) -> Iterator[tuple[LabelledRow, bool]]:
+        """The rows of a group, and whether theirs is an instance with choices."""
         table = self._shards.read(
-            group, columns=["instruction", "response", "score", "instance_id"], repeated=REPEATED
+            group, columns=["instruction", "response", "score", "instance_id", "source"], repeated=REPEATED
         ).combine_chunks()
         ids = table["instance_id"].combine_chunks().indices.to_numpy()
         starts = np.flatnonzero(np.diff(ids, prepend=-1))
         instructions = table["instruction"].take(pa.array(starts)).to_pylist()
         responses, scores = table["response"].to_pylist(), table["score"].to_pylist()
-        for instruction, start, end in zip(instructions, starts, [*starts[1:], len(ids)], strict=True):
-            yield LabelledRow(instruction, tuple(responses[start:end]), tuple(scores[start:end]))
+        sources = table["source"].combine_chunks()
+        is_choice = sources.dictionary.to_numpy(zero_copy_only=False) == CHOICE
+        with_choices = np.logical_or.reduceat(is_choice[sources.indices.to_numpy()], starts).tolist()
+        ends = [*starts[1:], len(ids)]
+        for instruction, start, end, has_choices in zip(instructions, starts, ends, with_choices, strict=True):
+            yield LabelledRow(instruction, tuple(responses[start:end]), tuple(scores[start:end])), has_choices
 
 
 @dataclass(frozen=True, slots=True)
