@@ -2,13 +2,14 @@
 
     python -m benchmarks.pretraining [--data PAIRS] [--output FILE]
 
-A step is forward and backward over two batches, and an update by AdamW. The plain loop is what PyTorch has for it:
-torch.autocast in bfloat16, padded rows, scaled_dot_product_attention under a mask, all states of all layers. It takes
-the rows in the very batches that ours has, which are of like length ("plain"), and in batches as they come ("plain,
-unsorted"). Tokens are counted without padding. Before anything is timed, both networks must give the same logits in
-float32; exit status 1 if they don't. They take turns. The peak is the fastest of several products of bfloat16 matrices,
-those of the network among them; what a step reaches of it counts the products of its linear layers and of the tokens
-that see each other. Rows are made up, or of PAIRS, a folder that cappy-train annotate wrote. Markdown table on stdout.
+A step is forward and backward over two batches, each of ours on a thread of its own, and an update by AdamW. The plain
+loop is what PyTorch has for it: torch.autocast in bfloat16, each operation on all threads, padded rows,
+scaled_dot_product_attention under a mask, all states of all layers. It takes the rows in the very batches that ours
+has, which are of like length ("plain"), and in batches as they come ("plain, unsorted"). Tokens are counted without
+padding. Before anything is timed, both networks must give the same logits in float32; exit status 1 if they don't. They
+take turns. The peak is the fastest of several products of bfloat16 matrices, those of the network among them; what a
+step reaches of it counts the products of its linear layers and of the tokens that see each other. Rows are made up, or
+of PAIRS, a folder that cappy-train annotate wrote. Markdown table on stdout.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from cappy_train.batches import Batch, LabelledRow, Packer, TokenRow
 from cappy_train.network import NetworkConfig, ScorerNetwork, from_bert, packaged_minilm
 from cappy_train.objective import objective
 from cappy_train.streaming import ShardRows, by_length, draw_responses
-from cappy_train.training import Settings
+from cappy_train.training import Settings, gradients_on_threads
 
 # Those of a training run by default.
 SETTINGS = Settings()
@@ -199,15 +200,15 @@ class Ours:
         self.network = network
         network.precision = torch.bfloat16
         network.word_embeddings.requires_grad_(False)
-        trained = [weight for weight in network.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+        self.trained = [weight for weight in network.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
 
     def train(self, batches: Sequence[Batch]) -> None:
-        for number, batch in enumerate(batches, 1):
-            loss(batch.logits(self.network), batch.labels).backward()
-            if number % SETTINGS.batches_per_step == 0:
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+        for start in range(0, len(batches), SETTINGS.batches_per_step):
+            step = batches[start : start + SETTINGS.batches_per_step]
+            gradients_on_threads(lambda batch: loss(batch.logits(self.network), batch.labels), step, self.trained)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def test_it_learns(folder: Path, tmp_path: Path, dev: list[Question]) -> None:
-    run(folder, tmp_path, replace(SETTINGS, steps=240, checkpoint_every=40, evaluate_every=240), dev)
+    run(folder, tmp_path, replace(SETTINGS, steps=360, checkpoint_every=40, evaluate_every=360), dev)
     losses = losses_of(tmp_path)
     assert losses[-1] < losses[0] - 0.2
     (figures,) = (line for line in log_of(tmp_path) if "dev_gain" in line)

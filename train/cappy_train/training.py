@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -57,6 +57,7 @@ MAX_GRADIENT_NORM = 1.0
 
 Weights = dict[str, Tensor]
 Network = TypeVar("Network", bound=TrainableNetwork)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +264,7 @@ class _Run:
         settings, accelerator, before = self.settings, self._accelerator, self.done
         own = [batch for batch, _, _ in batches if batch is not None]
         alone_on_cpu = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-        losses = self._on_threads(own) if alone_on_cpu else self._one_by_one(own)
+        losses = gradients_on_threads(self._loss, own, self._trained) if alone_on_cpu else self._one_by_one(own)
         for batch in own:
             meter.count(batch)
         loss = accelerator.reduce(torch.stack(losses).mean(), "mean")
@@ -282,28 +283,8 @@ class _Run:
                     average.lerp_(weight, 1 - settings.average)
         meter.losses.append(float(loss))
 
-    def _on_threads(self, batches: Sequence[TextBatch]) -> list[Tensor]:
-        """The batches' losses; the weights get their mean's gradients. A batch is a thread's, from end to end.
-
-        Threads then wait for each other once a step, and not at every operation; and gradients, which are added up in
-        the batches' order, don't depend on how many threads there are.
-        """
-
-        def gradients(batch: TextBatch) -> tuple[Tensor, tuple[Tensor, ...]]:
-            loss = self._loss(batch)
-            return loss.detach(), torch.autograd.grad(loss / len(batches), self._trained)
-
-        losses = []
-        threads = torch.get_num_threads()
-        with one_thread_an_operation(), ThreadPoolExecutor(threads) as pool:
-            for loss, own in pool.map(gradients, batches):
-                losses.append(loss)
-                for weight, gradient in zip(self._trained, own, strict=True):
-                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
-        return losses
-
     def _one_by_one(self, batches: Sequence[TextBatch]) -> list[Tensor]:
-        """The same, by accelerate."""
+        """The same as `gradients_on_threads`, by accelerate."""
         losses = []
         for number, batch in enumerate(batches, start=1):
             # Gradients are summed up over the processes with the last one.
@@ -444,6 +425,29 @@ class _Run:
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
         with written_whole(path) as part:
             part.write_text("".join(kept), encoding="utf-8")
+
+
+def gradients_on_threads(
+    loss: Callable[[T], Tensor], batches: Sequence[T], weights: Sequence[nn.Parameter]
+) -> list[Tensor]:
+    """The batches' losses; the weights get their mean's gradients. A batch is a thread's, from end to end.
+
+    Threads then wait for each other once a step, and not at every operation; and gradients, which are added up in the
+    batches' order, don't depend on how many threads there are.
+    """
+
+    def computed(batch: T) -> tuple[Tensor, tuple[Tensor, ...]]:
+        own = loss(batch)
+        return own.detach(), torch.autograd.grad(own / len(batches), weights)
+
+    losses = []
+    threads = torch.get_num_threads()
+    with one_thread_an_operation(), ThreadPoolExecutor(threads) as pool:
+        for own, gradients in pool.map(computed, batches):
+            losses.append(own)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+    return losses
 
 
 # Weights and moments as a process that has all of them sees them, wherever they are.
