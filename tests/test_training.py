@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_training import write_tiny_bert, write_tiny_pairs
@@ -83,12 +84,13 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def test_it_learns(folder: Path, tmp_path: Path, dev: list[Question]) -> None:
-    run(folder, tmp_path, replace(SETTINGS, steps=360, checkpoint_every=40, evaluate_every=360), dev)
+    run(folder, tmp_path, replace(SETTINGS, steps=400, checkpoint_every=40, evaluate_every=40), dev)
     losses = losses_of(tmp_path)
     assert losses[-1] < losses[0] - 0.2
-    (figures,) = (line for line in log_of(tmp_path) if "dev_gain" in line)
-    assert figures["generation_dev_closed"] > 0.2
-    assert all(line["pairs_per_second"] > 0 and line["tokens_per_second"] > 0 for line in log_of(tmp_path)[:-2])
+    closed = [line["generation_dev_closed"] for line in log_of(tmp_path) if "dev_gain" in line]
+    assert len(closed) == 10
+    assert np.mean(closed[-3:]) > np.mean(closed[:3]) + 0.1
+    assert all(line["pairs_per_second"] > 0 and line["tokens_per_second"] > 0 for line in log_of(tmp_path)[1::2])
 
 
 @pytest.mark.parametrize("losses", [{"squared": 1.0}, {"pairwise": 1.0, "cross_entropy": 0.5}])
