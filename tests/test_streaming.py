@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, takewhile
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest
 from tiny_training import write_tiny_bert, write_tiny_pairs
 
 from cappy_lite.errors import InputValueError
+from cappy_train.annotate import annotate
 from cappy_train.batches import LabelledRow, Packer, TokenRow, padded
-from cappy_train.instances import read_instances
+from cappy_train.instances import Candidate, Instance, read_instances, write_instances
 from cappy_train.shards import Shards
 from cappy_train.streaming import (
     ListedRows,
@@ -76,6 +78,19 @@ def test_epochs_mix_shards_in_an_order_of_the_seed(pairs: Path) -> None:
     assert epoch_of(rows, 0) != epoch_of(ShardRows(pairs, seed=2, window=3), 0)
     by_instruction = sorted(epoch_of(rows, 0), key=repr)
     assert by_instruction == sorted(epoch_of(rows, 1), key=repr)
+
+
+def test_a_window_mixes_tasks_where_files_are_sorted_by_task(tmp_path: Path) -> None:
+    instance = Instance("", "", None, "", ("dog",), (Candidate("cat", "s"),), None, "train")
+    instances = [
+        replace(instance, id=f"{task} {number}", task=f"t{task}", instruction=f"{task} {number}")
+        for task in range(8)
+        for number in range(256)
+    ]
+    write_instances(tmp_path / "sorted.parquet", instances)
+    rows = ShardRows(annotate([tmp_path / "sorted.parquet"], tmp_path / "pairs").folder, window=8)
+    for window in range(len(rows.sizes(0))):
+        assert len({row.instruction.split()[0] for row in rows.read(0, window)}) >= 4
 
 
 def test_rows_with_choices_come_as_often_as_their_weight_says(pairs: Path, folder: Path) -> None:

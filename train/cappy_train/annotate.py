@@ -41,7 +41,8 @@ PAIRS = pa.schema(
 # The columns of pairs in which few texts are in many rows; Shards.read gives them as dictionaries.
 REPEATED = ("instruction", "task", "instance_id", "source")
 SHARD_INSTANCES = 4096
-ROW_GROUP_INSTANCES = 1024
+# Small, since training mixes row groups, and those of an input sorted by task are of one task each.
+ROW_GROUP_INSTANCES = 64
 # Sources of responses that are no candidates.
 REFERENCE, CHOICE, RANDOM = "reference", "choice", "random"
 # How often another response is drawn for an instance of which the one drawn might be right.

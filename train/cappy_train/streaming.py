@@ -29,8 +29,9 @@ from cappy_train.trainable import TextPacker
 
 T = TypeVar("T")
 
-# Row groups that are mixed with each other: some thousand instances.
-WINDOW_GROUPS = 8
+# Row groups that are mixed with each other: some thousand instances, of places all over the data. With few large ones
+# a run sees one task after the other, where the data are sorted, and ends with what it saw last.
+WINDOW_GROUPS = 128
 
 
 class Rows(Protocol):
