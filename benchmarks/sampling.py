@@ -55,15 +55,15 @@ RESPONSE_TOKENS = 12
 # Prompts that the plain way answers at a time.
 PLAIN_PROMPTS = 32
 # Prompts whose beam searches are compared.
-COMPARED = 8
+COMPARED = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, help="a BERT checkpoint's folder (default: MiniLM-L6-H384)")
-    parser.add_argument("--instances", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--instances", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help="of ours (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is timed (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     arguments = parser.parse_args(argv)

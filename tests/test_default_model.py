@@ -15,7 +15,7 @@ from cappy_train.cli import _parser
 
 arguments = _parser().parse_args(sys.argv[1:])
 values = vars(arguments)
-for name in ("data", "default_data", "run", "dev", "model", "base"):
+for name in ("data", "default_data", "run", "dev", "model"):
     inputs = values.get(name) or []
     for path in [inputs] if isinstance(inputs, (str, Path)) else inputs:
         assert Path(path).exists(), (name, path)
@@ -29,7 +29,7 @@ if out.suffix:
 else:
     out.mkdir(exist_ok=sys.argv[1] not in ("distractors", "export"))
 """
-STAGES = ["distractors", "generator", "sample", "annotate", "pretrain", "pretrain", "export"]
+STAGES = ["distractors", "generator", "sample", "annotate", "pretrain", "export"]
 
 
 def run(tmp_path: Path, *, stop: str | None = None) -> tuple[int, list[str]]:
