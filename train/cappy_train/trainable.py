@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cappy_train.workers import Threads, one_thread_an_operation
+from cappy_train.workers import Here, Threads, one_thread_an_operation
 
 if TYPE_CHECKING:  # its packers are of these
     from cappy_train.batches import LabelledRow, TokenRow
@@ -113,15 +113,15 @@ def network_scores(
     device = next(network.parameters()).device
     scores = [np.empty(len(candidates), dtype=np.float32) for _, candidates in pairs]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # torch_xla can't slice weights in inference mode
     def scored(packed: tuple[TextBatch, Places]) -> tuple[npt.NDArray[np.float32], Places]:
         batch, places = packed
         return batch.to(device).logits(network).sigmoid().float().cpu().numpy(), places
 
-    threads = Threads(torch.get_num_threads() if device.type == "cpu" else 1)
+    workers = Threads(torch.get_num_threads()) if device.type == "cpu" else Here()
     with (
         one_thread_an_operation(),
-        closing(threads.map(scored, lambda: packer.scoring_batches(pairs, max_tokens))) as batches,
+        closing(workers.map(scored, lambda: packer.scoring_batches(pairs, max_tokens))) as batches,
     ):
         for values, places in batches:
             for (index, candidates), own in zip(places, values, strict=True):
