@@ -1,0 +1,182 @@
+"""Questions that texts ask by themselves: which sentence is missing, which word it is about; each with choices.
+
+Instructions show many texts, on which there are few questions with choices, of few kinds. What was taken out of a text
+is known to be right, and what was taken out of other texts wrong: to tell is to see what goes with what. Liu et al.
+(2023), "Zero-Shot Text Classification via Self-Supervised Tuning", learn to classify from first sentences alone.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from cappy_train.instances import Instance
+from cappy_train.neighbours import rouge_words, varying_parts
+
+# The share of instances whose text, if they show one, is asked about.
+ASKED = 0.5
+# Texts whose sentences and words are wrong answers to each other are of so many consecutive instances.
+BLOCK_INSTANCES = 16384
+# A text has so many sentences, of so many words each.
+SENTENCES = range(4, 7)
+SENTENCE_WORDS = range(5, 41)
+# Wrong choices: as many of texts of the same task, and of any task.
+SAME_TASK, ANY_TASK = 2, 1
+GAP = "[...]"
+# A text is about words that so many texts have, of so many letters: rarer ones are names and slips.
+LEAST_TEXTS = 5
+LEAST_LETTERS = 4
+
+SENTENCE_WORDINGS = {
+    "first": (
+        "{text}\n\nWhich sentence does this text begin with?",
+        "What stands before the following?\n\n{text}",
+        "Find the first sentence of the text.\n\nText: {text}\n\nFirst sentence:",
+    ),
+    "middle": (
+        "{text}\n\nWhich sentence was left out at [...]?",
+        "Fill the gap [...] with the sentence that belongs there.\n\n{text}",
+        "Text: {text}\nThe missing sentence is:",
+    ),
+    "last": (
+        "{text}\n\nWhat comes next?",
+        "How does this text go on?\n\n{text}",
+        "Continue: {text}",
+    ),
+}
+WORD_WORDINGS = (
+    "{text}\n\nWhich word is this text about?",
+    "What is the following about?\n\n{text}",
+    "Text: {text}\nTopic:",
+    "Which of these goes with the text?\n\n{text}",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Consecutive sentences that an instance's instruction shows."""
+
+    instance: Instance
+    sentences: tuple[str, ...]
+
+
+def with_cloze_questions(instances: Iterable[Instance], *, seed: int) -> Iterator[Instance]:
+    """The instances in their order, and after some of split train that show a text a question about that text.
+
+    What an instance gets depends on the seed and on the instances of its block (BLOCK_INSTANCES in their order).
+    """
+    remaining = iter(instances)
+    while block := list(islice(remaining, BLOCK_INSTANCES)):
+        questions = _questions(block, seed)
+        for instance in block:
+            yield instance
+            if instance.id in questions:
+                yield questions[instance.id]
+
+
+def _questions(block: Sequence[Instance], seed: int) -> dict[str, Instance]:
+    """By the id of the instance whose text they are about."""
+    passages = _passages(block, seed)
+    frequencies = Counter(word for passage in passages for word in rouge_words(" ".join(passage.sentences)))
+    by_task: dict[str, list[Passage]] = defaultdict(list)
+    for passage in passages:
+        by_task[passage.instance.task].append(passage)
+    questions = {}
+    for passage in passages:
+        rng = random.Random(f"{seed}:{passage.instance.id}:cloze question")
+        others = [
+            other
+            for pool, count in ((by_task[passage.instance.task], SAME_TASK), (passages, ANY_TASK))
+            for other in rng.sample(pool, min(len(pool), count))
+            if not set(other.sentences) & set(passage.sentences)
+        ]
+        asked = _word_question if rng.random() < 0.5 else _sentence_question
+        if question := asked(passage, others, frequencies, rng):
+            questions[passage.instance.id] = question
+    return questions
+
+
+def _passages(block: Sequence[Instance], seed: int) -> list[Passage]:
+    """Passages of instances that are drawn, each once; not of what all of a task and template begin with."""
+    pools: dict[tuple[str, str | None], list[Instance]] = defaultdict(list)
+    for instance in block:
+        if instance.split == "train":
+            pools[instance.task, instance.template].append(instance)
+    found: dict[tuple[str, ...], Passage] = {}
+    for pool in pools.values():
+        for instance, text in zip(pool, varying_parts([instance.instruction for instance in pool]), strict=True):
+            rng = random.Random(f"{seed}:{instance.id}:passage")
+            paragraph = longest_paragraph(text)
+            if rng.random() < ASKED and paragraph not in found and (sentences := passage_of(paragraph, rng)):
+                found[paragraph] = Passage(instance, sentences)
+    return list(found.values())
+
+
+def longest_paragraph(text: str) -> tuple[str, ...]:
+    """The sentences of the line that has the most."""
+    lines = (tuple(re.split(r"(?<=[.!?])\s+(?=[A-Z\"'])", line.strip())) for line in text.splitlines())
+    return max(lines, key=len, default=())
+
+
+def passage_of(paragraph: Sequence[str], rng: random.Random) -> tuple[str, ...]:
+    """Some consecutive sentences of a paragraph, or none if too few of them fit."""
+    fitting = [len(sentence.split()) in SENTENCE_WORDS for sentence in paragraph]
+    length = rng.choice(SENTENCES)
+    starts = [at for at in range(len(paragraph) - length + 1) if all(fitting[at : at + length])]
+    if not starts:
+        return ()
+    start = rng.choice(starts)
+    return tuple(paragraph[start : start + length])
+
+
+def _sentence_question(
+    passage: Passage, others: Sequence[Passage], frequencies: Counter[str], rng: random.Random
+) -> Instance | None:
+    sentences = list(passage.sentences)
+    at = rng.choice((0, rng.randrange(1, len(sentences) - 1), len(sentences) - 1))
+    right = sentences.pop(at)
+    place = "first" if at == 0 else "last" if at == len(sentences) else "middle"
+    if place == "middle":
+        sentences.insert(at, GAP)
+    wrong = [rng.choice(other.sentences) for other in others]
+    return _question(passage, rng.choice(SENTENCE_WORDINGS[place]), " ".join(sentences), right, wrong)
+
+
+def _word_question(
+    passage: Passage, others: Sequence[Passage], frequencies: Counter[str], rng: random.Random
+) -> Instance | None:
+    right = telling_word(passage, frequencies)
+    without = [sentence for sentence in passage.sentences if right not in rouge_words(sentence)]
+    wrong = [telling_word(other, frequencies) for other in others]
+    if len(without) < 2 or right in wrong:
+        return None
+    return _question(passage, rng.choice(WORD_WORDINGS), " ".join(without), right, wrong)
+
+
+def telling_word(passage: Passage, frequencies: Counter[str]) -> str:
+    """The word that is most the text's own, by its count over how many texts have it (tf-idf); or ""."""
+    words = re.findall("[a-z0-9]+", " ".join(passage.sentences).lower())
+    counts = Counter(word for word in words if word.isalpha() and len(word) >= LEAST_LETTERS)
+    known = [word for word in counts if frequencies[word] >= LEAST_TEXTS]
+    return max(known, key=lambda word: counts[word] / math.log(1 + frequencies[word]), default="")
+
+
+def _question(passage: Passage, wording: str, text: str, right: str, wrong: Iterable[str]) -> Instance | None:
+    """A question with two choices at least, or none."""
+    choices = sorted({right, *wrong} - {""})
+    if right not in choices or len(choices) < 2:
+        return None
+    return replace(
+        passage.instance,
+        id=f"{passage.instance.id}:cloze",
+        template="cloze",
+        instruction=wording.format(text=text),
+        references=(right,),
+        candidates=(),
+        choices=tuple(choices),
+    )
