@@ -7,7 +7,7 @@ alone, layers normalise what they read, feed-forward parts are gated, and nothin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,9 @@ from cappy_train.norms import LayerNorm
 if TYPE_CHECKING:  # transformers takes seconds to load
     from transformers import ModernBertConfig
 
+# By transformers' name.
 MODEL_TYPE = "modernbert"
+BUILD = "ModernBERT"
 # What a layer's parts are called by transformers.
 LAYER_NAMES = {
     "attention_norm": "attn_norm",
@@ -47,20 +49,33 @@ class ModernConfig(NetworkConfig):
 
     positions: the most that it is to read; it has no table of them.
     windows: for each layer, how many positions away a token sees others; None: all.
-    thetas: for each layer, the base of its rotary embedding.
+    thetas: for each layer, the base of its rotary embedding's wavelengths.
     """
 
     windows: tuple[int | None, ...]
     thetas: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"build": BUILD, **asdict(self)}
+
+    @classmethod
+    def of_dict(cls, sizes: Mapping[str, Any]) -> ModernConfig:
+        """What `to_dict` gave, or what JSON made of that."""
+        own = {name: value for name, value in sizes.items() if name != "build"}
+        return cls(**own | {name: tuple(own[name]) for name in ("windows", "thetas")})
+
+
+def frequencies(width: int, theta: float) -> Tensor:
+    """By how much each pair of a head's numbers turns from one position to the next, (width / 2,) float32."""
+    return 1 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
 
 
 class Rotation:
     """Rotary position embedding (Su et al., 2021): pairs of a head's numbers, half its width apart, turn by angles."""
 
     def __init__(self, position_ids: Tensor, width: int, theta: float) -> None:
-        """position_ids: (B, L) int64. width: of a head. theta: the base of the angles' wavelengths."""
-        exponents = torch.arange(0, width, 2, dtype=torch.float32, device=position_ids.device) / width
-        angles = position_ids[..., None] * (1 / theta**exponents)
+        """position_ids: (B, L) int64. width, theta: see `frequencies`."""
+        angles = position_ids[..., None] * frequencies(width, theta).to(position_ids.device)
         # (B, L, 1, width / 2): alike for all heads.
         self._cos, self._sin = angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)
 
@@ -130,6 +145,7 @@ class ModernNetwork(PackedNetwork):
     instructions also where a window holds neither's beginning nor its end.
     """
 
+    build = BUILD
     config: ModernConfig
 
     def __init__(self, config: ModernConfig) -> None:
@@ -139,14 +155,9 @@ class ModernNetwork(PackedNetwork):
         self.layers.extend(ModernLayer(config, first=not number) for number in range(config.layers))
         self.final_norm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps, bias=False)
 
-    def sizes(self) -> dict[str, Any]:
-        return {"build": MODEL_TYPE, **super().sizes()}
-
     @classmethod
     def of_sizes(cls, sizes: dict[str, Any]) -> ModernNetwork:
-        own = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
-        del own["build"]
-        return cls(ModernConfig(**own))
+        return cls(ModernConfig.of_dict(sizes))
 
     def embedded(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         return self.embedding_norm(self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids))
@@ -227,6 +238,8 @@ def why_not_modern(config: ModernBertConfig) -> str:
     """What a network with this config does otherwise than the published ModernBERTs, or ""."""
     if config.hidden_activation != "gelu":
         return f"its activation is {config.hidden_activation}, not gelu"
+    if config.sliding_window < 1:
+        return f"its windows are empty (local_attention {config.local_attention})"
     for name in ("attention_bias", "mlp_bias", "norm_bias"):
         if getattr(config, name):
             return f"it has biases ({name})"

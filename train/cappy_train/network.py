@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -61,9 +61,7 @@ def states_at(states: Tensor, positions: Tensor | None) -> Tensor:
     return states if positions is None else states.flatten(0, 1)[positions]
 
 
-def attended(
-    query_key_value: Linear, states: Tensor, asking: Tensor, sight: Sight, positions: Tensor | None
-) -> Tensor:
+def attended(query_key_value: Linear, states: Tensor, asking: Tensor, sight: Sight, positions: Tensor | None) -> Tensor:
     """What tokens gather by attention, (B, L, hidden), or those at `positions` alone, (B, K, hidden).
 
     states: (B, L, hidden), of all tokens. asking: `states_at` the positions.
@@ -99,6 +97,8 @@ class Layer(nn.Module):
 class PackedNetwork(TrainableNetwork):
     """Packed rows in, one logit a candidate out; the score is the logit's sigmoid.
 
+    build: whose encoder it has.
+
     Shapes: B rows of L tokens, n candidates over all rows.
 
     Embeddings and the head compute in float32 whatever `precision` is, since bfloat16's steps are too coarse for a
@@ -106,6 +106,7 @@ class PackedNetwork(TrainableNetwork):
     """
 
     graph = "shared"
+    build: ClassVar[str]
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -194,6 +195,8 @@ class PackedNetwork(TrainableNetwork):
 
 class ScorerNetwork(PackedNetwork):
     """The network of BERT's build. States between layers have its `precision`."""
+
+    build = "BERT"
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
