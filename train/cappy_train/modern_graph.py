@@ -41,7 +41,7 @@ class ModernWeights(GraphWeights):
 def modern_weights(network: ModernNetwork) -> ModernWeights:
     """The weights of a network, in float32."""
     weights = graph_weights(network)
-    return ModernWeights(*(getattr(weights, each.name) for each in fields(weights)), config=network.config)
+    return ModernWeights(**{each.name: getattr(weights, each.name) for each in fields(weights)}, config=network.config)
 
 
 def modern_graph(weights: ModernWeights) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,6 @@ from cappy_train.attention import Sight
 from cappy_train.bert_names import odd_widths
 from cappy_train.network import Linear, NetworkConfig, PackedNetwork, attended, read_saved, states_at
 from cappy_train.norms import LayerNorm
-
-if TYPE_CHECKING:  # transformers takes seconds to load
-    from transformers import ModernBertConfig
 
 # By transformers' name.
 MODEL_TYPE = "modernbert"
@@ -199,11 +196,11 @@ def from_modern_bert(folder: Path) -> ModernNetwork:
     Raises:
         InputValueError: a file is missing or damaged, or the checkpoint does something otherwise than ModernBERT.
     """
-    from transformers import ModernBertConfig
+    from transformers import ModernBertConfig  # takes seconds to load
 
     values, saved = read_saved(folder)
     try:
-        config = ModernBertConfig.from_dict(values)
+        config = ModernBertConfig.from_dict(values).to_dict()  # older ones have other names and fewer values
     except Exception as error:  # of many kinds
         raise InputValueError(f"{folder / 'config.json'} can't be read ({error}): save it again") from error
     if obstacle := why_not_modern(config):
@@ -212,21 +209,22 @@ def from_modern_bert(folder: Path) -> ModernNetwork:
             "cross-encoder (--graph joint)"
         )
     try:
-        weights = _encoder_weights(saved, config.num_hidden_layers)
+        weights = _encoder_weights(saved, config["num_hidden_layers"])
     except KeyError as error:
         raise InputValueError(f"{folder / 'model.safetensors'} lacks the weights {error}: save it again") from error
-    windows = {"sliding_attention": config.sliding_window, "full_attention": None}
+    kinds = config["layer_types"]
+    windows = {"sliding_attention": config["local_attention"] // 2, "full_attention": None}
     network = ModernNetwork(
         ModernConfig(
             vocabulary=len(weights["word_embeddings.weight"]),
-            hidden=config.hidden_size,
-            layers=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            feed_forward=config.intermediate_size,
-            positions=config.max_position_embeddings,
-            layer_norm_eps=config.norm_eps,
-            windows=tuple(windows[kind] for kind in config.layer_types),
-            thetas=tuple(float(config.rope_parameters[kind]["rope_theta"]) for kind in config.layer_types),
+            hidden=config["hidden_size"],
+            layers=len(kinds),
+            heads=config["num_attention_heads"],
+            feed_forward=config["intermediate_size"],
+            positions=config["max_position_embeddings"],
+            layer_norm_eps=config["norm_eps"],
+            windows=tuple(windows[kind] for kind in kinds),
+            thetas=tuple(float(config["rope_parameters"][kind]["rope_theta"]) for kind in kinds),
         )
     )
     network.load_state_dict(network.state_dict() | weights)
@@ -234,21 +232,21 @@ def from_modern_bert(folder: Path) -> ModernNetwork:
     return network
 
 
-def why_not_modern(config: ModernBertConfig) -> str:
-    """What a network with this config does otherwise than the published ModernBERTs, or ""."""
-    if config.hidden_activation != "gelu":
-        return f"its activation is {config.hidden_activation}, not gelu"
-    if config.sliding_window < 1:
-        return f"its windows are empty (local_attention {config.local_attention})"
+def why_not_modern(config: Mapping[str, Any]) -> str:
+    """What a network with this config.json, of transformers 5, does otherwise than the published ModernBERTs, or ""."""
+    if config["hidden_activation"] != "gelu":
+        return f"its activation is {config['hidden_activation']}, not gelu"
     for name in ("attention_bias", "mlp_bias", "norm_bias"):
-        if getattr(config, name):
+        if config[name]:
             return f"it has biases ({name})"
-    for kind in set(config.layer_types):
-        if config.rope_parameters[kind]["rope_type"] != "default":
-            return f"its positions are scaled ({config.rope_parameters[kind]['rope_type']})"
-    if config.hidden_size % (2 * config.num_attention_heads):
-        return f"its width {config.hidden_size} isn't a multiple of twice its {config.num_attention_heads} heads"
-    return odd_widths(config.hidden_size, config.intermediate_size)
+    for kind in sorted(set(config["layer_types"])):
+        if config["rope_parameters"][kind]["rope_type"] != "default":
+            return f"its positions are scaled ({config['rope_parameters'][kind]['rope_type']})"
+    if config["local_attention"] < 2:
+        return f"its windows are empty (local_attention {config['local_attention']})"
+    if config["hidden_size"] % (2 * config["num_attention_heads"]):
+        return f"its width {config['hidden_size']} isn't a multiple of twice its {config['num_attention_heads']} heads"
+    return odd_widths(config["hidden_size"], config["intermediate_size"])
 
 
 def _encoder_weights(saved: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
