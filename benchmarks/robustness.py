@@ -358,8 +358,7 @@ def mean_samples(questions: Sequence[Question], rows: FloatArray) -> FloatArray:
 
 def sum_samples(questions: Sequence[Question], rows: FloatArray) -> FloatArray:
     """Sums over all questions, of the data and then of resamples. rows: (n, questions). Returns (n, 1 + resamples)."""
-    resampled = resampled_sums(questions, rows, seed=SEED).sum(axis=2)
-    return np.concatenate([rows.sum(axis=1)[None], resampled]).T
+    return np.concatenate([rows.sum(axis=1)[None], resampled_sums(questions, rows, seed=SEED)]).T
 
 
 def pooled_correlations(questions: Sequence[Question], scores: Sequence[FloatArray]) -> dict[str, Figure]:

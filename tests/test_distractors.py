@@ -46,20 +46,17 @@ def test_each_source_gives_what_it_says() -> None:
     made = list(with_distractors(pool, seed=0))
     assert [replace(instance, candidates=()) for instance in made] == pool
     found = by_source(made)
-    assert set(found) == {"neighbour", "task", "span", "damaged", "probe", "stop"}
-    stopless = {text.removesuffix(".") for text in references}
-    assert all(text.removesuffix(".") in stopless for _, text in found["neighbour"] + found["task"])
+    assert set(found) == {"neighbour", "task", "span", "damaged", "probe"}
+    assert all(text in references for _, text in found["neighbour"] + found["task"])
     like = [instance.instruction.split()[3] in text for instance, text in found["neighbour"]]
     others = [instance.instruction.split()[3] in text for instance, text in found["task"]]
     assert sum(like) / len(like) > sum(others) / len(others) + 0.3
     assert all(text in instance.instruction for instance, text in found["span"])
-    assert all(text == instance.references[0].removesuffix(".") for instance, text in found["stop"])
     assert all(text not in instance.references for instance, text in found["damaged"])
     copies = [text for instance, text in found["probe"] if text == instance.instruction]
     empty = [text for _, text in found["probe"] if text in EMPTY_LOOKING]
     repeated = [text for _, text in found["probe"] if text and len(set(text.split())) == 1]
     assert min(len(copies), len(empty), len(repeated)) > 5
-    assert 0.1 * len(pool) < len(found["stop"]) < 0.3 * len(pool)
 
 
 def test_candidates_are_distinct_and_new() -> None:
@@ -74,11 +71,10 @@ def test_choices_get_a_random_answer_now_and_then_and_probes() -> None:
     choices = [replace(CHOICE, id=f"c{number}") for number in range(200)]
     made = list(with_distractors([*open_ended(20), *choices], seed=0))[20:]
     found = by_source(made)
-    assert set(found) == {"random", "probe", "stop"}
+    assert set(found) == {"random", "probe"}
     assert 20 < len(found["random"]) < 60
-    assert {text for _, text in found["stop"]} == {"no.", "yes."}
     alone = by_source(list(with_distractors(choices, seed=0)))
-    assert set(alone) == {"probe", "stop"}
+    assert set(alone) == {"probe"}
 
 
 def test_answers_to_the_same_instruction_are_no_distractors() -> None:
@@ -99,11 +95,6 @@ def test_a_copied_instruction_is_not_endless() -> None:
     assert max(len(text.split()) for _, text in probes) <= COPIED_WORDS
 
 
-def test_an_answer_without_words_keeps_its_end() -> None:
-    made = list(with_distractors([replace(OPEN, id=str(n), references=("да",)) for n in range(50)], seed=0))
-    assert "stop" not in by_source(made)
-
-
 def test_the_seed_and_the_block_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = open_ended(40)
     assert list(with_distractors(pool, seed=3)) == list(with_distractors(pool, seed=3))
@@ -112,8 +103,7 @@ def test_the_seed_and_the_block_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(with_distractors(pool, seed=3))[20:] == list(with_distractors(pool[20:], seed=3))
     monkeypatch.setattr(distractors, "POOL_INSTANCES", 10)
     texts = {text for _, text in by_source(list(with_distractors(pool, seed=3))[:10])["neighbour"]}
-    own = {instance.references[0].removesuffix(".") for instance in pool[:10]}
-    assert {text.removesuffix(".") for text in texts} <= own
+    assert texts <= {instance.references[0] for instance in pool[:10]}
 
 
 def test_annotate_labels_them(tmp_path: Path) -> None:
@@ -131,7 +121,6 @@ def test_annotate_labels_them(tmp_path: Path) -> None:
         if row["source"] in ("neighbour", "task", "span", "damaged"):
             exact = scorer.score_multi(references[row["instance_id"]], row["response"])["rougeL"].fmeasure
             assert row["score"] == pytest.approx(exact)
-    assert set(labels["stop"]) == {0.0, 1.0}  # a right answer's, and a wrong choice's
     assert labels["neighbour"].keys() & {1.0} == set()
     assert len(labels["damaged"]) > 3
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import random
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +33,7 @@ from cappy_train.evaluate import (
     picked_gains,
     questions,
     random_gains,
+    resampled_sums,
     sample_evenly,
     task_means,
 )
@@ -292,7 +295,7 @@ def test_no_questions_are_refused() -> None:
 def test_bootstrap_has_the_standard_error_of_a_mean() -> None:
     rng = np.random.default_rng(3)
     values = rng.random((1, 300))
-    samples = bootstrap([question([1], group=str(n)) for n in range(300)], values, resamples=4000)[:, 0, 0]
+    samples = bootstrap([question([1], group=str(n)) for n in range(300)], values, resamples=4000).averages[:, 0]
     assert samples.mean() == pytest.approx(values.mean(), abs=0.001)
     assert samples.std() == pytest.approx(values.std() / np.sqrt(300), rel=0.05)
 
@@ -302,7 +305,7 @@ def test_bootstrap_draws_groups_not_questions() -> None:
     by_group = rng.random(100)
     # Ten renderings of an example that are always right together tell no more than one.
     questions = [question([1], group=str(n), template=str(t)) for n in range(100) for t in range(10)]
-    samples = bootstrap(questions, np.repeat(by_group, 10)[None], resamples=4000)[:, 0, 0]
+    samples = bootstrap(questions, np.repeat(by_group, 10)[None], resamples=4000).averages[:, 0]
     assert samples.std() == pytest.approx(by_group.std() / 10, rel=0.05)
 
 
@@ -311,30 +314,88 @@ def test_bootstrap_is_paired_seeded_and_within_tasks() -> None:
     questions = [question([1], task=str(n % 2), group=str(n)) for n in range(60)]
     gains = rng.random((1, 60)) + np.array([[0.0], [0.25]])
     samples = bootstrap(questions, gains, seed=1)
-    assert samples.shape == (2000, 2, 2)
-    assert np.allclose(samples[:, 1] - samples[:, 0], 0.25)
-    assert np.array_equal(samples, bootstrap(questions, gains, seed=1))
-    assert not np.array_equal(samples, bootstrap(questions, gains, seed=2))
+    assert samples.tasks.shape == (2000, 2, 2)
+    assert np.allclose(samples.tasks[:, 1] - samples.tasks[:, 0], 0.25)
+    assert np.allclose(samples.averages, samples.tasks.mean(axis=2))
+    assert np.array_equal(samples.tasks, bootstrap(questions, gains, seed=1).tasks)
+    assert not np.array_equal(samples.tasks, bootstrap(questions, gains, seed=2).tasks)
     constant = np.array([[0.2, 0.8] * 30])
-    assert np.allclose(bootstrap(questions, constant), [0.2, 0.8])
+    assert np.allclose(bootstrap(questions, constant).tasks, [0.2, 0.8])
 
 
-def test_a_single_example_has_no_interval() -> None:
+def test_a_task_of_a_single_example_has_no_interval_but_averages_have() -> None:
     rng = np.random.default_rng(6)
     several = [question([1], task="several", group=str(n)) for n in range(4)]
     alone = [question([1], task="alone", template=template, group="x") for template in ("a", "b")]
-    each_alone = [question([1], task="each", template=str(n), group=str(n)) for n in range(3)]
-    some_alone = [question([1], task="some", template=str(n // 2), group=str(n)) for n in range(3)]
-    questions = [*several, *alone, *each_alone, *some_alone]
+    by_templates = [question([1], task="by templates", template=str(n), group=str(n)) for n in range(3)]
+    questions = [*several, *alone, *by_templates]
     samples = bootstrap(questions, rng.random((2, len(questions))))
-    tasks = ["alone", "each", "several", "some"]
-    unknown = np.isnan(samples).all(axis=(0, 1))
-    assert [task for task, nan in zip(tasks, unknown, strict=True) if nan] == ["alone", "each"]
-    assert not np.isnan(samples[..., ~unknown]).any()
-    assert estimate(np.array([0.25, *samples[:, 0, 0]])) == {"value": 0.25, "low": None, "high": None}
-    assert None not in estimate(np.array([0.25, *samples[:, 0, 2]])).values()
+    unknown = np.isnan(samples.tasks).all(axis=(0, 1))
+    assert unknown.tolist() == [True, False, False]
+    assert not np.isnan(samples.tasks[..., ~unknown]).any()
+    assert np.ptp(samples.tasks[..., ~unknown], axis=0).min() > 0
+    assert estimate(np.array([0.25, *samples.tasks[:, 0, 0]])) == {"value": 0.25, "low": None, "high": None}
+    assert None not in estimate(np.array([0.25, *samples.averages[:, 0]])).values()
+    assert np.isnan(bootstrap(alone, rng.random((2, 2))).averages).all()
+    assert np.isnan(resampled_sums(alone, rng.random((2, 2)))).all()
     closed = distance_closed([0.3, np.nan], [0.2, np.nan], [0.4, np.nan])
     assert closed == pytest.approx([0.5, np.nan], nan_ok=True)
+
+
+def shares(values: np.ndarray) -> dict[float, float]:
+    found, counts = np.unique(values.round(9), return_counts=True)
+    return dict(zip(found.tolist(), (counts / len(values)).tolist(), strict=True))
+
+
+def test_examples_alone_in_their_tasks_are_drawn_among_each_other() -> None:
+    """Of gains 0 and 1 that are all of their tasks, and 2 and 4 of a third task: by hand."""
+    questions = [question([1], task=task, group=task + str(n)) for n, task in enumerate(["x", "y", "z", "z"])]
+    gains = np.array([[0.0, 1, 2, 4]])
+    # Two draws of 0 and 1, and the mean of two draws of 2 and 4: sums of 0, 1, 2 and of 2, 3, 4.
+    by_hand = {2 / 3: 1 / 16, 3 / 3: 4 / 16, 4 / 3: 6 / 16, 5 / 3: 4 / 16, 6 / 3: 1 / 16}
+    found = shares(bootstrap(questions, gains, resamples=20_000).averages[:, 0])
+    assert found == pytest.approx({round(value, 9): share for value, share in by_hand.items()}, abs=0.02)
+    sums = {4: 1 / 16, 5: 2 / 16, 6: 3 / 16, 7: 4 / 16, 8: 3 / 16, 9: 2 / 16, 10: 1 / 16}
+    assert shares(resampled_sums(questions, gains, resamples=20_000)[:, 0]) == pytest.approx(sums, abs=0.02)
+
+
+def test_the_only_single_example_moves_as_a_draw_among_all_examples_does() -> None:
+    """A gain of 3 that is all of its task, and 0 and 6 of another one: by hand."""
+    questions = [question([1], task=task, group=str(n)) for n, task in enumerate("xyy")]
+    gains = np.array([[3.0, 0, 6]])
+    # x moves by a draw of 0, 3 and 6 less their mean, the mean of y by that of two draws of 0 and 6.
+    moves = [
+        (x, y, share / 3) for x, (y, share) in itertools.product((-3, 0, 3), {-3: 1 / 4, 0: 1 / 2, 3: 1 / 4}.items())
+    ]
+    averages, sums = defaultdict(float), defaultdict(float)
+    for x, y, share in moves:
+        averages[3 + (x + y) / 2] += share
+        sums[9 + x + 2 * y] += share
+    found = shares(bootstrap(questions, gains, resamples=20_000).averages[:, 0])
+    assert found == pytest.approx(averages, abs=0.02)
+    assert shares(resampled_sums(questions, gains, resamples=20_000)[:, 0]) == pytest.approx(sums, abs=0.02)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 40, [1] * 12 + [5] * 12, [1] + [8] * 6])
+@pytest.mark.parametrize("spread_of_tasks", [0.0, 1.0])
+def test_intervals_of_averages_hold_the_truth_as_often_as_they_say(sizes: list[int], spread_of_tasks: float) -> None:
+    rng = np.random.default_rng(7)
+    asked = [question([1], task=str(task), group=str(n)) for task, size in enumerate(sizes) for n in range(size)]
+    tasks = np.repeat(np.arange(len(sizes)), sizes)
+    worth = rng.normal(scale=spread_of_tasks, size=len(sizes))
+    hits = []
+    for _ in range(250):
+        # Of two methods the second is better by 0.5 in all tasks.
+        gains = (worth + np.array([[0], [0.5]]))[:, tasks] + rng.normal(size=(2, len(tasks)))
+        averages = bootstrap(asked, gains, resamples=300, seed=int(rng.integers(1 << 30))).averages
+        figures = np.stack([averages[:, 0], averages[:, 1] - averages[:, 0]])
+        low, high = np.percentile(figures, [2.5, 97.5], axis=1)
+        hits.append((low <= [worth.mean(), 0.5]) & ([worth.mean(), 0.5] <= high))
+    average, difference = np.mean(hits, axis=0)
+    # Of 250: 0.05 is over three standard errors; few examples make intervals a little narrow.
+    assert 0.88 < difference < 0.98
+    # That tasks differ widens intervals of averages, and never narrows them.
+    assert 0.88 < average < (1 if spread_of_tasks else 0.98)
 
 
 # Development sets

@@ -236,7 +236,7 @@ def test_curves_go_from_random_to_the_pick_of_all(data: Path, tiny_model: Path, 
         assert values[-1] == pytest.approx(found[curve["name"]], abs=2e-5)
 
 
-def test_a_task_with_a_single_example_has_no_interval(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_task_with_a_single_example_has_no_interval_but_averages_have(tiny_model: Path, tmp_path: Path) -> None:
     several = [sampled(number) for number in range(4)]
     write_instances(tmp_path / "several.jsonl", several)
     section = evaluate([tiny_model], tmp_path / "several.jsonl", tmp_path / "several")["sections"]["generation"]
@@ -246,19 +246,25 @@ def test_a_task_with_a_single_example_has_no_interval(tiny_model: Path, tmp_path
     section = evaluate([tiny_model], tmp_path / "in.jsonl", tmp_path / "out")["sections"]["generation"]
     model = section["methods"][0]
     assert model["tasks"]["describe"]["low"] < model["tasks"]["describe"]["high"]
+    assert model["tasks"]["alone"]["low"] is model["tasks"]["alone"]["high"] is None
+    assert np.isfinite(model["tasks"]["alone"]["value"])
+    consensus = next(method for method in section["methods"] if method["name"] == "consensus")
+    assert consensus["ahead_by_task"]["tiny"]["alone"]["low"] is None
     reliability = section["reliability"]["tiny"]
     for estimate in (
-        model["tasks"]["alone"],
         model["average"],
         model["closed"],
+        consensus["ahead"]["tiny"],
         section["best_of"]["curves"][0]["values"][0],
         reliability["calibration_error"],
         reliability["score_length"],
     ):
-        assert estimate["low"] is estimate["high"] is None
-        assert np.isfinite(estimate["value"])
+        assert None not in estimate.values()
+    assert model["average"]["low"] < model["average"]["value"] < model["average"]["high"]
+    write_instances(tmp_path / "one.jsonl", [sampled(9, task="alone")])
+    model = evaluate([tiny_model], tmp_path / "one.jsonl", tmp_path / "one")["sections"]["generation"]["methods"][0]
     for report in ("report.md", "report.html"):
-        assert f"{100 * model['average']['value']:.1f} [n/a]" in (tmp_path / "out" / report).read_text(encoding="utf-8")
+        assert f"{100 * model['average']['value']:.1f} [n/a]" in (tmp_path / "one" / report).read_text(encoding="utf-8")
 
 
 def test_self_scores_need_likelihoods(tiny_model: Path, tmp_path: Path) -> None:
@@ -435,4 +441,6 @@ def test_resampling_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
     gains = np.random.default_rng(0).random((2, len(questions)))
     whole = bootstrap(questions, gains)
     monkeypatch.setattr(evaluate_module, "DRAWS", 33)
-    assert bootstrap(questions, gains) == pytest.approx(whole)
+    parts = bootstrap(questions, gains)
+    assert parts.tasks == pytest.approx(whole.tasks)
+    assert parts.averages == pytest.approx(whole.averages)

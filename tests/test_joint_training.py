@@ -161,7 +161,10 @@ def test_it_learns_and_its_model_folder_scores_as_it_does(folder: Path, tmp_path
     network = result_of(JointNetwork, trained_state(run))
     long = " ".join(["the dog runs in the snow"] * 40)
     asked = [(INSTRUCTION, CANDIDATES), (long, CANDIDATES)]
-    expected = network_scores(network, network.packer(run / "tokenizer.json"), asked, settings.long)
+    packer = network.packer(run / "tokenizer.json")
+    expected = network_scores(network, packer, asked, settings.long)
+    stops = [(instruction, [f"{text}. " for text in texts]) for instruction, texts in asked]
+    assert np.array_equal(network_scores(network, packer, stops, settings.long), expected)
     scorer = Scorer(tmp_path / "exact")
     assert np.abs(scorer.score(INSTRUCTION, CANDIDATES) - expected[0]).max() < 1e-4
     with pytest.warns(match="tokens"):

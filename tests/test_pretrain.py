@@ -10,10 +10,12 @@ from tiny_training import write_tiny_bert, write_tiny_pairs
 
 from cappy_lite.errors import InputValueError
 from cappy_lite.models import model_folder
+from cappy_lite.tokens import read_tokenizer
 from cappy_train import cli
 from cappy_train.network import packaged_minilm
 from cappy_train.pretrain import PACKAGED, base_folder, pretrain
 from cappy_train.read_back import network_of
+from cappy_train.trainable import network_scores
 from cappy_train.training import Settings, read_checkpoint, trained_network
 
 SETTINGS = Settings(steps=2, batch_tokens=256, short=140, long=160, evaluate_every=1, checkpoint_every=1)
@@ -54,6 +56,19 @@ def test_dev_is_not_needed_and_the_seed_makes_the_head(folder: Path, tmp_path: P
     heads = [trained_network(tmp_path / name).head_dense.weight for name in "abc"]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_final_full_stop_is_not_read(folder: Path, tmp_path: Path) -> None:
+    pretrain(folder / "pairs", tmp_path, base=str(folder / "bert"), settings=replace(SETTINGS, steps=1))
+    network = trained_network(tmp_path)
+    packer = network.packer(tmp_path / "tokenizer.json")
+    asked = [("is it a dog?", ["a dog", "the cat", ""]), ("is it a dog?", ["a dog. ", " the cat...", " ."])]
+    without, with_stops = network_scores(network, packer, asked, network.max_tokens)
+    assert without.tolist() == with_stops.tolist()
+    assert len(set(without.tolist())) == 3
+    tokenizer = read_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.encode("a dog. the cat. .").tokens == tokenizer.encode("a dog. the cat").tokens
+    assert tokenizer.encode("dog. dog").tokens != tokenizer.encode("dog dog").tokens
 
 
 def test_a_model_is_trained_further(folder: Path, tmp_path: Path) -> None:

@@ -129,7 +129,9 @@ def write_tiny_data(folder: Path, *, count: int = 60) -> Path:
             record(f"g{number}", "answer", f"answer the question: what {verb} {number}", split)
             | {"references": [f"{animal} {verb}"], "template": "open"}
         )
-    superni.append(record("nc", "put_together", "left out", "train") | {"references": ["x"], "licence": "CC BY-NC 4.0"})
+    for licence in ("CC BY-NC 4.0", "Dedicated Terms and Conditions (https://recipenlg.cs.put.poznan.pl/dataset)"):
+        left_out = {"references": ["x"], "licence": licence}
+        superni.append(record(licence, "put_together", f"left out by {licence}", "train") | left_out)
     superni.append(record("held", "xlwic_true_or_false", "left out too", "train") | {"references": ["x"]})
     write_lines(folder / "superni_train.jsonl.gz", superni)
     induction = [

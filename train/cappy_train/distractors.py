@@ -6,9 +6,7 @@ They are of these sources:
 - random: with choices, an answer of any instance without; without choices, `annotate` adds such a one itself;
 - span: consecutive words of the instruction, as many as a reference has, or about;
 - damaged: a reference with a fault;
-- probe: what is no answer: texts that look empty, the instruction itself, or one word repeated;
-- stop: a right answer, or a wrong choice, with its final full stop put on or taken off, which makes it no better or
-  worse.
+- probe: what is no answer: texts that look empty, the instruction itself, or one word repeated.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from cappy_lite.errors import InputValueError
 from cappy_train.default_data import default_instances
 from cappy_train.files import Source, find_files
 from cappy_train.instances import Candidate, Instance, check_output, read_instances, write_instances
-from cappy_train.neighbours import dice_similarity, normal, rouge_words, varying_parts
+from cappy_train.neighbours import dice_similarity, normal, varying_parts
 from cappy_train.records import size
 from cappy_train.verification import with_verifications
 
@@ -36,9 +34,8 @@ BLOCK_INSTANCES = 16384
 POOL_INSTANCES = 1024
 # Neighbours are drawn among so many of the most similar instances.
 NEAREST = 12
-# The share of instances with a probe of each kind, with a random answer beside choices, and with a span; and of
-# responses whose final full stop is put on or taken off.
-PROBED, RANDOM, SPANNED, RESTOPPED = 0.2, 0.2, 0.6, 0.2
+# The share of instances with a probe of each kind, with a random answer beside choices, and with a span.
+PROBED, RANDOM, SPANNED = 0.2, 0.2, 0.6
 # Texts that look like nothing, which people and language models send as answers all the same.
 EMPTY_LOOKING = ("", " ", ".", "-", "...", "?", "N/A", "n/a", "none", "null", "\n", '""', "[]", "1.", "Answer:")
 # A copied instruction has so many words at most: a longer one would fill a row.
@@ -118,7 +115,7 @@ def _block_with_distractors(block: Sequence[Instance], seed: int) -> Iterator[In
         else:
             chosen = rng.choice(open_ended) if open_ended and rng.random() < RANDOM else None
             found = [] if chosen is None else [Candidate(rng.choice(chosen.references), "random")]
-        found = [*found, *_probes(instance, rng), *_other_stops(instance, rng)]
+        found = [*found, *_probes(instance, rng)]
         yield replace(instance, candidates=(*instance.candidates, *_new(instance, found)))
 
 
@@ -140,7 +137,7 @@ def _distractors(
     drawn = [("neighbour", other) for other in rng.sample(nearest, min(len(nearest), rng.randint(2, 5)))]
     drawn += [("task", other) for other in rng.sample(pool, min(len(pool), rng.randint(1, 3)))]
     found = [
-        Candidate(_restopped(rng.choice(other.references), rng), source)
+        Candidate(rng.choice(other.references), source)
         for source, other in drawn
         # An answer to the same instruction is right, whatever Rouge-L says.
         if other.instruction != instance.instruction
@@ -150,7 +147,7 @@ def _distractors(
         found.append(Candidate(_span(instance.instruction, len(reference.split()), rng), "span"))
     words_of = found[0].text if found else instance.instruction
     damaged = [damage(rng.choice(instance.references), words_of, rng) for _ in range(rng.choice((0, 1, 1, 2)))]
-    return [*found, *(Candidate(_restopped(text, rng), "damaged") for text in damaged)]
+    return [*found, *(Candidate(text, "damaged") for text in damaged)]
 
 
 def _probes(instance: Instance, rng: random.Random) -> list[Candidate]:
@@ -162,22 +159,6 @@ def _probes(instance: Instance, rng: random.Random) -> list[Candidate]:
         repeated = " ".join([rng.choice(instance.instruction.split() or [""])] * rng.randint(2, 12))
         probes.append(rng.choice((" ".join(words[:COPIED_WORDS]), repeated)))
     return [Candidate(text, "probe") for text in probes]
-
-
-def _other_stops(instance: Instance, rng: random.Random) -> list[Candidate]:
-    """Now and then, an own answer with the other end; `annotate` labels it by its words, so it must have some."""
-    answer = rng.choice(instance.choices or instance.references)
-    return [Candidate(_other_stop(answer), "stop")] if rng.random() < RESTOPPED and rouge_words(answer) else []
-
-
-def _restopped(text: str, rng: random.Random) -> str:
-    return _other_stop(text) if rng.random() < RESTOPPED else text
-
-
-def _other_stop(text: str) -> str:
-    if text.endswith("."):
-        return text.rstrip(".") or text
-    return f"{text}." if text[-1:].isalnum() else text
 
 
 def _new(instance: Instance, found: Iterable[Candidate]) -> Iterator[Candidate]:

@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from cappy_train.neighbours import dice_rows, normal, rouge_words, varying_parts
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.intp]
 # Scores for (instruction, candidates) pairs, one array a pair in their order; higher is better.
 ScoreFunction = Callable[[list[tuple[str, tuple[str, ...]]]], Sequence[npt.ArrayLike]]
 
@@ -183,7 +185,7 @@ def recorded_gains(question: Question) -> FloatArray:
     return question.gains[recorded_places(question)] if question.recorded else question.gains
 
 
-def recorded_places(question: Question) -> npt.NDArray[np.intp]:
+def recorded_places(question: Question) -> IntArray:
     """For each recorded response the place of its text among the candidates."""
     places = {text: place for place, text in enumerate(question.candidates)}
     return np.array([places[response.text] for response in question.recorded], dtype=np.intp)
@@ -229,49 +231,106 @@ def task_means(questions: Sequence[Question], gains: FloatArray) -> FloatArray:
     return np.stack([gains[..., member] @ weights[member] for member in members], axis=-1)
 
 
+class Resamples(NamedTuple):
+    """Means of resampled questions. tasks: (resamples, methods, tasks) float64. averages: (resamples, methods)."""
+
+    tasks: FloatArray
+    averages: FloatArray
+
+
 def bootstrap(
     questions: Sequence[Question], gains: FloatArray, *, seed: int = 0, resamples: int = RESAMPLES
-) -> FloatArray:
-    """`task_means` of resampled questions, as (resamples, methods, tasks) float64; gains: (methods, n) float64.
+) -> Resamples:
+    """`task_means` of resampled questions, and their averages; gains: (methods, n) float64.
 
     Groups are drawn with replacement within each task, all methods on the same draws, so that differences are paired.
     A mean over a template's questions is taken to first order: each question adds its weighted deviation from its
-    template's mean as often as its group is drawn. That stays defined where a draw misses a template. A task of which
-    no template has two questions is NaN: resampling can't tell how its mean would vary.
+    template's mean as often as its group is drawn. That stays defined where a draw misses a template. Templates that
+    have one question are taken as one, within a task.
+
+    A task of one group is NaN: resampling can't tell how its mean would vary. The averages have such
+    tasks too: see `_lone_sums`.
     """
     task_of, template_of, weights = _weights(questions)
-    sizes = np.bincount(template_of)
-    template_means = np.stack([np.bincount(template_of, row) / sizes for row in gains])
-    deviations = (gains - template_means[:, template_of]) * weights
-    samples = task_means(questions, gains) + resampled_sums(questions, deviations, seed=seed, resamples=resamples)
-    return np.where(np.bincount(task_of, sizes[template_of] > 1) > 0, samples, np.nan)
+    lone = np.bincount(template_of)[template_of] == 1
+    cell_of = np.unique(np.where(lone, -1 - task_of, template_of), return_inverse=True)[1]
+    sizes = np.bincount(cell_of)
+    cell_means = np.stack([np.bincount(cell_of, row) / sizes for row in gains])
+    group_of, task_of_group = _groups(questions, task_of)
+    deviations = _group_sums(group_of, (gains - cell_means[:, cell_of]) * weights)
+    group_means = _group_sums(group_of, gains * weights) / np.bincount(group_of, weights)[:, None]
+
+    rng = np.random.default_rng(seed)
+    means = task_means(questions, gains)
+    tasks = means + _sums_by_task(task_of_group, deviations, resamples, rng)
+    totals = np.nansum(tasks, axis=2) + _lone_sums(task_of_group, group_means, resamples, rng)
+    return Resamples(tasks, totals / means.shape[1])
 
 
 def resampled_sums(
     questions: Sequence[Question], values: FloatArray, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> FloatArray:
-    """Sums over resampled questions of each task, as (resamples, rows, tasks) float64; values: (rows, n) float64.
+    """Sums over resampled questions of all tasks, as (resamples, rows) float64; values: (rows, n) float64.
 
-    Groups are drawn with replacement within each task, as many as it has, all rows on the same draws. A task of one
-    group is NaN: every draw would be the same, as if nothing about it were uncertain.
+    Groups are drawn with replacement within each task, as many as it has, all rows on the same draws; for tasks of one
+    group see `_lone_sums`. NaN where there is one group in all.
     """
+    group_of, task_of_group = _groups(questions, _weights(questions)[0])
+    by_group = _group_sums(group_of, values)
     rng = np.random.default_rng(seed)
-    task_of = _weights(questions)[0]
-    groups = np.array([question.group for question in questions])
-    samples = np.empty((resamples, len(values), task_of.max() + 1))
-    for task in range(samples.shape[-1]):
-        members = task_of == task
-        group_of = np.unique(groups[members], return_inverse=True)[1]
-        by_group = np.stack([np.bincount(group_of, row) for row in values[:, members]], axis=1)
-        count = len(by_group)
-        if count == 1:
-            samples[:, :, task] = np.nan
-            continue
-        step = max(DRAWS // count, 1)
-        for start in range(0, resamples, step):
-            part = samples[start : start + step, :, task]
-            part[:] = rng.multinomial(count, np.full(count, 1 / count), size=len(part)) @ by_group
-    return samples
+    sums = np.nansum(_sums_by_task(task_of_group, by_group, resamples, rng), axis=2)
+    return sums + _lone_sums(task_of_group, by_group, resamples, rng)
+
+
+def _groups(questions: Sequence[Question], task_of: IntArray) -> tuple[IntArray, IntArray]:
+    """Each question's group, numbered over all tasks, and each group's task."""
+    named = [f"{task}\0{question.group}" for task, question in zip(task_of, questions, strict=True)]
+    firsts, group_of = np.unique(named, return_index=True, return_inverse=True)[1:]
+    return group_of, task_of[firsts]
+
+
+def _group_sums(group_of: IntArray, values: FloatArray) -> FloatArray:
+    """(groups, rows) float64; values: (rows, n) by question."""
+    return np.stack([np.bincount(group_of, row) for row in values], axis=1)
+
+
+def _sums_by_task(task_of_group: IntArray, values: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:
+    """Sums over each task's groups, drawn with replacement, (resamples, rows, tasks); NaN for a task of one group.
+
+    Every draw of one group would be the same, as if nothing about it were uncertain. values: (groups, rows).
+    """
+    counts = np.bincount(task_of_group)
+    sums = np.full((resamples, values.shape[1], len(counts)), np.nan)
+    for task in np.flatnonzero(counts > 1):
+        sums[:, :, task] = _drawn_sums(values[task_of_group == task], counts[task], resamples, rng)
+    return sums
+
+
+def _lone_sums(task_of_group: IntArray, values: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:
+    """Sums over groups that are alone in their tasks, as if each were drawn among all of these; (resamples, rows).
+
+    How far these tasks differ then counts as spread too, so this errs on the wide side: see collapsed strata in Wolter,
+    Introduction to Variance Estimation, 2nd ed., 2007, chapter 2. A group that is the only one alone moves as a draw
+    among all groups does; NaN if there is no other at all. values: (groups, rows).
+    """
+    alone = np.bincount(task_of_group)[task_of_group] == 1
+    count = int(alone.sum())
+    if count == 0:
+        return np.zeros((resamples, values.shape[1]))
+    if len(values) == 1:
+        return np.full((resamples, values.shape[1]), np.nan)
+    pool = values[alone] if count > 1 else values
+    return values[alone].sum(axis=0) + _drawn_sums(pool - pool.mean(axis=0), count, resamples, rng)
+
+
+def _drawn_sums(values: FloatArray, count: int, resamples: int, rng: np.random.Generator) -> FloatArray:
+    """Sums over `count` groups drawn with replacement, (resamples, rows) float64; values: (groups, rows)."""
+    sums = np.empty((resamples, values.shape[1]))
+    step = max(DRAWS // len(values), 1)
+    for start in range(0, resamples, step):
+        part = sums[start : start + step]
+        part[:] = rng.multinomial(count, np.full(len(values), 1 / len(values)), size=len(part)) @ values
+    return sums
 
 
 def estimate(samples: FloatArray) -> dict[str, float | None]:
@@ -346,7 +405,7 @@ def task_weights(questions: Sequence[Question]) -> FloatArray:
     return _weights(questions)[2]
 
 
-def _weights(questions: Sequence[Question]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
+def _weights(questions: Sequence[Question]) -> tuple[IntArray, IntArray, FloatArray]:
     """Each question's task, its template (numbers in sorted order), and its weight in the mean of its task."""
     if not questions:
         raise InputValueError("questions is empty: give one at least (are the file and the split the right ones?)")

@@ -261,8 +261,8 @@ def compare(questions: Sequence[Question], gains: Mapping[Method, FloatArray], *
         results |= _compare_alike(questions, gains, methods, seed)
     partial = [method for method in gains if results[method]["answered"] < len(questions)]
     if partial:
-        samples = _resampled(questions, np.nan_to_num([gains[method] for method in partial]), seed).mean(axis=2)
-        for method, own in zip(partial, samples, strict=True):
+        averages = _resampled(questions, np.nan_to_num([gains[method] for method in partial]), seed)[1]
+        for method, own in zip(partial, averages, strict=True):
             results[method]["zero_where_missing"] = estimate(own)
     return {
         "questions": len(questions),
@@ -280,8 +280,9 @@ def _compare_alike(
     tasks = sorted({question.task for question in some})
     models = [method for method in gains if method.kind == "model"]
     needed = list(dict.fromkeys([*methods, *models, RANDOM, ORACLE]))
-    samples = dict(zip(needed, _resampled(some, np.stack([gains[one][answered] for one in needed]), seed), strict=True))
-    averages = {method: by_task.mean(axis=1) for method, by_task in samples.items()}
+    by_task, overall = _resampled(some, np.stack([gains[one][answered] for one in needed]), seed)
+    samples = dict(zip(needed, by_task, strict=True))
+    averages = dict(zip(needed, overall, strict=True))
     return {
         method: {
             "answered": len(some),
@@ -301,13 +302,15 @@ def _compare_alike(
     }
 
 
-def _resampled(questions: Sequence[Question], gains: FloatArray, seed: int) -> FloatArray:
-    """Means by method and task, of the data first and then of resamples: (methods, 1 + resamples, tasks) float64.
+def _resampled(questions: Sequence[Question], gains: FloatArray, seed: int) -> tuple[FloatArray, FloatArray]:
+    """Means by task, (methods, 1 + resamples, tasks) float64, and over tasks, (methods, 1 + resamples).
 
-    The data go first, so that whatever is computed of the resamples is computed of them too.
+    The data go first and then the resamples, so that whatever is computed of these is computed of them too.
     """
-    samples = np.concatenate([task_means(questions, gains)[None], bootstrap(questions, gains, seed=seed)])
-    return np.moveaxis(samples, 1, 0)
+    means = task_means(questions, gains)
+    tasks, averages = bootstrap(questions, gains, seed=seed)
+    by_task = np.moveaxis(np.concatenate([means[None], tasks]), 1, 0)
+    return by_task, np.concatenate([means.mean(axis=1)[None], averages]).T
 
 
 def best_of_curves(
@@ -333,7 +336,7 @@ def best_of_curves(
             consensus_best_of([response.text for response in question.recorded], gains, sizes, seed=seed + index),
             best_of(gains, gains, sizes),
         ]
-    samples = _resampled(questions, curves.reshape(-1, len(questions)), seed).mean(axis=2)
+    samples = _resampled(questions, curves.reshape(-1, len(questions)), seed)[1]
     return {
         "sizes": sizes,
         "questions_with_so_many": [sum(count >= size for count in counts) for size in sizes],

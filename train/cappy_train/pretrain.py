@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from tokenizers import Regex, Tokenizer, normalizers
 
 from cappy_lite.errors import InputValueError
 from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, model_folder, shipped_models
@@ -15,11 +17,14 @@ from cappy_train.network import PackedNetwork, packaged_minilm
 from cappy_train.read_back import network_of
 from cappy_train.shared_builds import from_saved
 from cappy_train.streaming import ShardRows
+from cappy_train.trainable import TrainableNetwork
 from cappy_train.training import CHECKPOINT, Settings, train, trained_network
 
 GRAPHS = ("shared", "joint")
 # The base that the extra [train] has.
 PACKAGED = "MiniLM-L6-H384"
+# White space and full stops at a text's end. Each run of them is tried once, or long texts would take quadratic time.
+FINAL_STOPS = r"(?<![\s.])[\s.]++\z"
 
 
 def pretrain(
@@ -55,25 +60,44 @@ def pretrain(
     rows = ShardRows(data, seed=settings.seed, choice_weight=choice_weight)
     asked = [] if dev is None else dev_questions(dev)
     torch.manual_seed(settings.seed)
-    if graph == "shared":
-        train(_shared_network(folder), rows, folder / TOKENIZER_FILE, out, settings, dev=asked)
-    else:
-        from cappy_train.joint_network import from_encoder  # transformers takes seconds to load
+    with TemporaryDirectory() as made:
+        tokenizer = Path(made) / TOKENIZER_FILE
+        if graph == "shared":
+            network: TrainableNetwork = _shared_network(folder, tokenizer)
+        else:
+            from cappy_train.joint_network import from_encoder  # transformers takes seconds to load
 
-        with TemporaryDirectory() as made:
-            tokenizer = Path(made) / TOKENIZER_FILE
-            train(from_encoder(folder, tokenizer), rows, tokenizer, out, settings, dev=asked)
+            network = from_encoder(folder, tokenizer)
+            leave_out_final_stops(tokenizer)
+        train(network, rows, tokenizer, out, settings, dev=asked)
 
 
-def _shared_network(folder: Path) -> PackedNetwork:
-    """A run's result, or the network in a model folder, their heads included; or a checkpoint's with a new head."""
+def leave_out_final_stops(tokenizer_file: Path) -> None:
+    """Changes a tokenizer.json to one that reads no full stops at a text's end, nor white space there.
+
+    What asks for them isn't told by a label either: Rouge-L compares words. So a full stop more or less can't change
+    a score, in training and wherever the file goes with the network.
+    """
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    own = [tokenizer.normalizer] if tokenizer.normalizer else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(FINAL_STOPS), ""), *own])
+    tokenizer_file.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+
+
+def _shared_network(folder: Path, tokenizer: Path) -> PackedNetwork:
+    """A run's result, or the network in a model folder, their heads included; or a checkpoint's with a new head.
+
+    `tokenizer` is where its tokenizer.json is written.
+    """
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise InputValueError(f"{folder / TOKENIZER_FILE} is missing: save the checkpoint's tokenizer there")
+    shutil.copyfile(folder / TOKENIZER_FILE, tokenizer)
     if (folder / CHECKPOINT).is_file():
         return trained_network(folder)
     if (folder / GRAPH_FILE).is_file() and not (folder / "model.safetensors").exists():
         return network_of(folder)
     network = from_saved(folder)
-    if not (folder / TOKENIZER_FILE).is_file():
-        raise InputValueError(f"{folder / TOKENIZER_FILE} is missing: save the checkpoint's tokenizer there")
+    leave_out_final_stops(tokenizer)
     return network
 
 

@@ -64,7 +64,7 @@ def reliability(questions: Sequence[Question], scores: Sequence[FloatArray], *, 
     values: FloatArray = np.array(
         [np.bincount(owners, row, minlength=len(questions)) for row in rows], dtype=np.float64
     )
-    sums = np.concatenate([values.sum(axis=1)[None], resampled_sums(questions, values, seed=seed).sum(axis=2)])
+    sums = np.concatenate([values.sum(axis=1)[None], resampled_sums(questions, values, seed=seed)])
     in_bins, others, score_moments, gain_moments = np.split(sums, 3 * BINS + np.array([0, 4, 9]), axis=1)
     counts, score_sums, gain_sums = np.split(in_bins, 3, axis=1)
     candidates = counts.sum(axis=1)

@@ -39,8 +39,9 @@ METHODS = {
 }
 AVERAGES = (
     "Averages are over the questions of a template, then over a task's templates, then over tasks, in %. "
-    "In brackets: 95 % intervals, percentiles of a bootstrap over examples within tasks; [n/a] where a task has a "
-    "single example, since how much of it is chance can't be told. Of equal candidates the first is picked."
+    "In brackets: 95 % intervals, percentiles of a bootstrap over examples within tasks. Tasks of a single example are "
+    "drawn as if they were one task, which errs on the wide side; [n/a] where there is one example in all. Of equal "
+    "candidates the first is picked."
 )
 UNANSWERED = (
     "A method is judged on the questions that it answers, and the models beside it on the same ones; "
