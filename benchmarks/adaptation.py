@@ -11,8 +11,6 @@ pass takes. Each in a process of its own. Markdown table on stdout.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import random
 import sys
@@ -23,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import parser_with_output, write_output
 from benchmarks.machine import describe_machine
 from benchmarks.markdown import table
 from cappy_lite.models import TOKENIZER_FILE, canonical, model_folder
@@ -44,7 +43,7 @@ GENERATOR_BATCH = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_output(__doc__)
     parser.add_argument("--instances", type=int, default=1000, help="how many (default: %(default)s)")
     parser.add_argument("--model", default="cappy-mini", help="what is adapted (default: %(default)s)")
     parser.add_argument("--epochs", type=float, default=3.0, help="passes over them (default: %(default)s)")
@@ -52,7 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--generators", nargs="*", choices=list(GENERATORS), default=list(GENERATORS), help="these alone"
     )
     parser.add_argument("--steps", type=int, default=3, help="steps of a generator (default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     arguments = parser.parse_args(argv)
     report: dict[str, Any] = {
         "instances": arguments.instances,
@@ -69,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     report |= describe_machine("cappy-lite", "torch", "transformers")
     print(shown(report))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_output(arguments.output, report)
     return 0
 
 

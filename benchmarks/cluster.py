@@ -16,7 +16,6 @@ to spread evenly over cores and GPUs, and a stage pays for all of its nodes. Mar
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -33,6 +32,7 @@ import torch
 from ray import cloudpickle
 
 from benchmarks import training
+from benchmarks.command import parser_with_output, write_output
 from benchmarks.machine import describe_machine
 from benchmarks.markdown import Median, rate, table
 from benchmarks.rounds import Contestant, median_and_range, rates
@@ -121,12 +121,11 @@ class Stage:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_output(__doc__)
     parser.add_argument(
         "--base", type=Path, help="BERT checkpoint's folder, of generator and scorer (default: MiniLM-L6-H384)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed (default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     group = parser.add_argument_group("assumptions of the plans")
     for one in fields(Assumptions):
         group.add_argument(
@@ -147,8 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     report |= describe_machine("cappy-lite", "numpy", "pyarrow", "ray", "torch", "transformers")
     print(show(report))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_output(arguments.output, report)
     return 0
 
 

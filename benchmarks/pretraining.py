@@ -14,8 +14,6 @@ of PAIRS, a folder that cappy-train annotate wrote. Markdown table on stdout.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
 import time
@@ -30,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.command import parser_with_output, write_output
 from benchmarks.corpus import SEED, synthetic_corpus
 from benchmarks.machine import describe_machine
 from benchmarks.markdown import rate, table
@@ -54,7 +53,7 @@ TOLERANCE = 1e-3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_output(__doc__)
     parser.add_argument("--data", type=Path, metavar="PAIRS", help="a folder of annotate's shards; without it: made up")
     parser.add_argument("--base", type=Path, help="a BERT checkpoint's folder (default: MiniLM-L6-H384)")
     parser.add_argument("--batches", type=int, default=8, help="that are timed, an even number (default: %(default)s)")
@@ -63,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(SEED)
@@ -78,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report |= {"threads": arguments.threads, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
     report |= describe_machine("cappy-lite", "torch", "numpy")
     print(show(report))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_output(arguments.output, report)
     return 0
 
 

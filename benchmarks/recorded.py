@@ -15,7 +15,6 @@ Tables on stdout; JSON with everything in --output. Models and checkpoints stay 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import parser_with_output, write_output
 from benchmarks.machine import describe_machine
 from benchmarks.markdown import table
 from cappy_lite.models import canonical, model_folder
@@ -143,12 +143,11 @@ TASKS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_output(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder with the files")
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="these data sets alone")
     parser.add_argument("--model", default="cappy-mini", help="what to start from (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="for models and checkpoints (default: a temporary folder)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
@@ -161,9 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if len(compared["questions_by_task"]) > 1:
                     print(f"\nIts tasks:\n\n{shown_by_task(compared)}")
                 sys.stdout.flush()
-            if arguments.output:
-                described = report | {"machine": describe_machine("cappy-lite", "torch", "onnxruntime")}
-                arguments.output.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+            machine = describe_machine("cappy-lite", "torch", "onnxruntime")
+            write_output(arguments.output, report | {"machine": machine})
     return 0
 
 

@@ -14,8 +14,6 @@ Tables on stdout; JSON with everything in --output; progress on stderr. The same
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
 from collections import defaultdict
@@ -26,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import parser_with_output, write_output
 from benchmarks.machine import describe_machine
 from benchmarks.markdown import table
 from cappy_lite.scorer import Scorer
@@ -146,14 +145,13 @@ CHANGES: dict[str, Callable[[View, random.Random], View]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_output(__doc__)
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="instances, in any of their formats")
     parser.add_argument("--model", default="cappy-mini", help="a shipped model's name or a model folder")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
     parser.add_argument(
         "--limit", type=int, metavar="N", help="questions of each kind, spread over tasks; default: all"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     arguments = parser.parse_args(argv)
     if arguments.limit is not None and arguments.limit < 1:
         parser.error(f"--limit is {arguments.limit}: give 1 or more, or leave it out")
@@ -184,8 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = f"{', '.join(report['data'])}, split {arguments.split}: {len(some):,} questions of {tasks} tasks"
         print(f"\n{about}, {KINDS[kind]}\n\n{shown(figures)}")
         sys.stdout.flush()
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_output(arguments.output, report)
     return 0
 
 

@@ -12,8 +12,6 @@ same for both, prompt by prompt; exit status 1 if they don't. They take turns. M
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -34,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from benchmarks.command import parser_with_output, write_output
 from benchmarks.corpus import SEED, synthetic_corpus
 from benchmarks.machine import describe_machine
 from benchmarks.markdown import rate, table
@@ -59,13 +58,12 @@ COMPARED = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_output(__doc__)
     parser.add_argument("--base", type=Path, help="a BERT checkpoint's folder (default: MiniLM-L6-H384)")
     parser.add_argument("--instances", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help="of ours (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(SEED)
@@ -81,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report |= {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
     report |= describe_machine("cappy-lite", "torch", "transformers", "numpy")
     print(show(report))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_output(arguments.output, report)
     return 0
 
 

@@ -11,8 +11,6 @@ choices.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections import Counter
@@ -23,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.command import parser_with_output, write_output
 from benchmarks.machine import describe_machine
 from benchmarks.markdown import table
 from benchmarks.paper_rows import ROWS
@@ -107,13 +106,12 @@ def compare(path: Path, loaded: dict[str, list[Template]]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_output(__doc__)
     parser.add_argument(
         "--templates", type=Path, required=True, metavar="ARCHIVE", help="archive or folder of templates"
     )
     parser.add_argument("--rows", type=Path, metavar="FOLDER", help="folder with rows_<data set>.jsonl.gz")
     parser.add_argument("--instances", type=Path, metavar="FILE", help="instances of T0's training data")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     arguments = parser.parse_args(argv)
     began = time.perf_counter()
     collection = read_collection(arguments.templates)
@@ -135,8 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report["rendered_by_others"] = compare(arguments.instances, loaded)
     report |= {"seconds": round(time.perf_counter() - began, 1), "machine": describe_machine("cappy-lite", "jinja2")}
     print(as_text(report))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    write_output(arguments.output, report)
     ok = not failed and not report["missing"] and all(entry["instances"] for entry in report["sets"].values())
     return 0 if ok else 1
 

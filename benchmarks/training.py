@@ -10,8 +10,6 @@ the inputs and fsync included; with all threads and with one, in turns. Markdown
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
 import tempfile
@@ -28,6 +26,7 @@ import pyarrow.parquet as pq
 from rouge_score.rouge_scorer import RougeScorer
 from tqdm import tqdm
 
+from benchmarks.command import parser_with_output, write_output
 from benchmarks.corpus import SEED, synthetic_corpus
 from benchmarks.machine import describe_machine, memory_mib
 from benchmarks.markdown import rate, table
@@ -53,12 +52,11 @@ Instance = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_output(__doc__)
     parser.add_argument("--data", type=Path, metavar="FILE", help="instances; without it: made up")
     parser.add_argument("--pairs", type=int, default=1_500_000, help="about so many (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where files are written and removed (default: a temporary folder)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     arguments = parser.parse_args(argv)
     instances = with_candidates(read(arguments.data) if arguments.data else made_up())
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -70,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     report |= describe_machine("cappy-lite", "numpy", "pyarrow", "rouge-score")
     print(table(["threads", "pairs/s", "[least, most]"], [show(*one) for one in report["rates"].items()]))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_output(arguments.output, report)
     return 0
 
 

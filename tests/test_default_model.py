@@ -6,28 +6,37 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[1] / "train" / "default_model"
-# In place of each stage: its arguments must be what the stage takes, and what it reads must be there.
+# In place of each stage, once its arguments are read: they must be what it takes, and what it reads must be there.
 STAGE = """#!{python}
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
-from cappy_train.cli import _parser
+from cappy_train.cli import main
 
-arguments = _parser().parse_args(sys.argv[1:])
-values = vars(arguments)
-for name in ("data", "default_data", "run", "dev", "model"):
-    inputs = values.get(name) or []
-    for path in [inputs] if isinstance(inputs, (str, Path)) else inputs:
-        assert Path(path).exists(), (name, path)
-with open({log!r}, "a") as log:
-    print(sys.argv[1], file=log)
-if sys.argv[1] == {stop!r}:
-    sys.exit(1)
-out = Path(values["out"])
-if out.suffix:
-    out.touch()
-else:
-    out.mkdir(exist_ok=sys.argv[1] not in ("distractors", "export"))
+parse_args = ArgumentParser.parse_args
+
+
+def stage(parser, argv):
+    values = vars(parse_args(parser, argv))
+    for name in ("data", "default_data", "run", "dev", "model"):
+        inputs = values.get(name) or []
+        for path in [inputs] if isinstance(inputs, (str, Path)) else inputs:
+            assert Path(path).exists(), (name, path)
+    with open({log!r}, "a") as log:
+        print(argv[0], file=log)
+    if argv[0] == {stop!r}:
+        sys.exit(1)
+    out = Path(values["out"])
+    if out.suffix:
+        out.touch()
+    else:
+        out.mkdir(exist_ok=argv[0] not in ("distractors", "export"))
+    sys.exit()
+
+
+ArgumentParser.parse_args = stage
+main(sys.argv[1:])
 """
 STAGES = ["distractors", "generator", "sample", "annotate", "pretrain", "export"]
 

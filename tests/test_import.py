@@ -23,11 +23,11 @@ from cappy_lite.cli import main as cappy_lite_main
 from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import check_files, read_config
 from cappy_train.bert_weights import HEADS
-from cappy_train.calibration import MOST_INSTANCES, read_calibration
 from cappy_train.cli import main
 from cappy_train.export import seal
 from cappy_train.import_checkpoint import JointParity, check_joint_parity, import_checkpoint
 from cappy_train.joint_quantise import quantise_graph
+from cappy_train.quantisation_texts import MOST_INSTANCES, read_quantisation_texts
 
 INSTRUCTION = "which of these is about snow: the dog runs"
 CANDIDATES = [
@@ -224,16 +224,16 @@ def test_a_file_that_cannot_calibrate_is_explained(bert: Path, instances: Path, 
     assert not list(tmp_path.glob("out*"))
 
 
-def test_calibration_draws_from_the_whole_file(tmp_path: Path) -> None:
+def test_quantisation_texts_are_drawn_from_the_whole_file(tmp_path: Path) -> None:
     many = write_instances(tmp_path / "many.jsonl", 3 * MOST_INSTANCES)
-    calibration = read_calibration(many)
-    assert len(calibration.pairs) <= 2 * MOST_INSTANCES
+    texts = read_quantisation_texts(many)
+    assert len(texts.pairs) <= 2 * MOST_INSTANCES
     places = {json.loads(line)["instruction"]: at for at, line in enumerate(many.read_text().splitlines())}
-    drawn, held_out = ([places[pair[0]] for pair in part] for part in (calibration.pairs, calibration.held_out))
+    drawn, held_out = ([places[pair[0]] for pair in part] for part in (texts.pairs, texts.held_out))
     assert min(drawn) < MOST_INSTANCES / 2
     assert max(drawn) > 2.5 * MOST_INSTANCES
     assert 2 < len(drawn) / len(held_out) < 4
-    assert read_calibration(many) == calibration
+    assert read_quantisation_texts(many) == texts
 
 
 def test_a_roberta_without_types_ignores_those_of_its_tokenizer(tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ from transformers import (
 from cappy_lite.errors import InputTypeError, InputValueError, ModelError
 from cappy_train.annotate import annotate
 from cappy_train.cli import DECODINGS, main
+from cappy_train.decoding import HalfHaveEnded, Writer
 from cappy_train.drawing import draw
 from cappy_train.instances import Candidate, Instance, read_instances, write_instances
-from cappy_train.local_models import LocalModel, _HalfHaveEnded, _Writer
+from cappy_train.local_models import LocalModel
 from cappy_train.sampling import PAPER, Decoding, allotted, sample
 from cappy_train.shards import Shards
 
@@ -159,18 +160,18 @@ def test_rows_that_have_ended_leave_the_batch(
     ]
     model = opened(folder, decodings=decodings, max_new_tokens=40, batch_tokens=1 << 20)
     rows: list[int] = []
-    write = _Writer.__call__
+    write = Writer.__call__
 
-    def seen(writer: _Writer, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def seen(writer: Writer, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         rows.append(len(scores))
         return write(writer, input_ids, scores)
 
-    monkeypatch.setattr(_Writer, "__call__", seen)
+    monkeypatch.setattr(Writer, "__call__", seen)
     given = instances([text for text in INSTRUCTIONS if text != "a"])
     left = model.sample(given).candidates
     assert rows == sorted(rows, reverse=True)
     assert len(set(rows)) > 2
-    monkeypatch.setattr(_HalfHaveEnded, "__call__", lambda _, ids, scores: torch.zeros(len(ids), dtype=torch.bool))
+    monkeypatch.setattr(HalfHaveEnded, "__call__", lambda _, ids, scores: torch.zeros(len(ids), dtype=torch.bool))
     rows.clear()
     stayed = model.sample(given).candidates
     assert set(rows) == {4 * 17}

@@ -9,7 +9,6 @@ contestants, each on one thread unless the table says otherwise. Markdown tables
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from itertools import product
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.command import parser_with_output, write_output
 from benchmarks.corpus import Corpus, read_corpus, synthetic_corpus
 from benchmarks.kernel.end_to_end import end_to_end
 from benchmarks.kernel.instructions import LOOPS, instructions_a_word
@@ -34,12 +34,11 @@ WORDS = 2_400_000
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_output(__doc__)
     parser.add_argument("--data", type=Path, metavar="FILE", help="instances to cut texts from; without it: made up")
     parser.add_argument("--rounds", type=int, default=7, help="how often each contestant is timed (%(default)s)")
     parser.add_argument("--callgrind", action="store_true", help="count instructions too; needs valgrind")
     parser.add_argument("--load", type=Path, metavar="FILE", help="show an earlier run's --output, measure nothing")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw pairs a second over length, .svg or .png")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="renew the tables in this Markdown file")
     arguments = parser.parse_args(argv)
@@ -52,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--data {arguments.data} has {len(corpus):,} words on different lines: give {WORDS:,}")
         report = measure(corpus, arguments.rounds, callgrind=arguments.callgrind)
     print(tables(report))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_output(arguments.output, report)
     if arguments.plot:
         plot(report, arguments.plot)
     if arguments.docs:

@@ -10,7 +10,6 @@ threads call. Markdown tables on stdout, progress on stderr.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.command import parser_with_output, write_output
 from benchmarks.corpus import Corpus, read_corpus, synthetic_corpus
 from benchmarks.machine import describe_machine
 from benchmarks.scorer.floor import KINDS, Network, open_floor, products
@@ -44,13 +44,12 @@ PACKAGES = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_output(__doc__)
     parser.add_argument("--model", default="cappy-mini", help="a shipped model's name or a model folder")
     parser.add_argument("--data", type=Path, metavar="FILE", help="instances to cut texts from; without it: made up")
     parser.add_argument("--threads", type=int, default=available_cpus(), help="that each may use (%(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="about how long a pair is timed (%(default)s)")
     parser.add_argument("--load", type=Path, metavar="FILE", help="show an earlier run's --output, measure nothing")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw candidates a second by size, .svg or .png")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="renew the tables in this Markdown file")
     arguments = parser.parse_args(argv)
@@ -62,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = model_folder(canonical(arguments.model))
         report = measure(folder, corpus, arguments.threads, arguments.seconds)
     print(tables(report))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_output(arguments.output, report)
     if arguments.plot:
         plot(report, arguments.plot)
     if arguments.docs:

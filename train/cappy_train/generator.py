@@ -330,6 +330,7 @@ class Run:
 
     def update(self, gradients: Sequence[tuple[Tensor, ...]]) -> None:
         """One step of AdamW with the mean of the batches' gradients."""
+        # Not by `training.gradients_on_threads`: it adds gradients up as they are, and of bfloat16 copies that rounds.
         for weight, *parts in zip(self._weights, *gradients, strict=True):
             weight.grad = sum(part.float() for part in parts) / len(parts)
         for group in self.optimizer.param_groups:

@@ -17,7 +17,6 @@ from cappy_lite.joint import Pair, PairEncoder, open_joint_session, rows_of, run
 from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE
 from cappy_lite.session import available_cpus
 from cappy_train.bert_weights import bert_graph_weights, why_not_packed
-from cappy_train.calibration import Calibration, Texts, read_calibration
 from cappy_train.card import joint_card
 from cappy_train.checkpoint import Checkpoint, local_folder, open_checkpoint, quietly, save_tokenizer
 from cappy_train.export import CARD_FILE, CONFIG_FILE, seal, write_json
@@ -26,6 +25,7 @@ from cappy_train.graph import packed_graph
 from cappy_train.graph_builder import save_graph
 from cappy_train.joint_graph import export_graph
 from cappy_train.joint_quantise import quantise_graph
+from cappy_train.quantisation_texts import QuantisationTexts, TextPair, read_quantisation_texts
 from cappy_train.quantise import observe
 from cappy_train.quantise import quantise as with_fixed_scales
 
@@ -97,13 +97,13 @@ def import_checkpoint(
         raise InputValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
     if calibrate is not None and not quantise:
         raise InputValueError(f"{calibrate} would calibrate 8 bits, which weren't asked for: quantise as well")
-    calibration = read_calibration(calibrate) if calibrate is not None else None
+    quantisation_texts = read_quantisation_texts(calibrate) if calibrate is not None else None
     with quietly():
         checkpoint = open_checkpoint(local_folder(source))
     if max_tokens is not None and max_tokens > checkpoint.max_tokens:
         raise InputValueError(f"{source} reads at most {checkpoint.max_tokens} tokens: lower max_tokens {max_tokens}")
     obstacle = why_not_packed(checkpoint)
-    if calibration is not None and obstacle:
+    if quantisation_texts is not None and obstacle:
         raise InputValueError(
             f"{source} can't be calibrated: {obstacle}. Only networks of BERT's build can (BERT, MiniLM, RoBERTa, "
             "XLM-RoBERTa): quantise it without calibrating"
@@ -112,7 +112,12 @@ def import_checkpoint(
     identity = {"name": name, "base_model": base_model, "licence": licence, "max_tokens": max_tokens}
     with quietly(), folder_written_whole(out) as folder:
         write_joint_model(
-            folder, checkpoint, identity=identity, activation=activation, quantise=quantise, calibration=calibration
+            folder,
+            checkpoint,
+            identity=identity,
+            activation=activation,
+            quantise=quantise,
+            quantisation_texts=quantisation_texts,
         )
 
 
@@ -123,7 +128,7 @@ def write_joint_model(
     identity: Mapping[str, Any],
     activation: str,
     quantise: bool,
-    calibration: Calibration | None,
+    quantisation_texts: QuantisationTexts | None,
     training: Mapping[str, float] | None = None,
 ) -> None:
     """Fills a folder with a cross-encoder's model: tokenizer, graph, config and card. Uses up its network.
@@ -132,15 +137,17 @@ def write_joint_model(
         folder: an empty one.
         identity: name, base_model, licence and max_tokens, for config and card.
         activation, quantise: as `import_checkpoint` takes them.
-        calibration: texts that 8 bits are fitted to, if the network is of BERT's build.
+        quantisation_texts: what 8 bits are fitted to, if the network is of BERT's build.
         training: steps, and figures whose names have `_dev_`, for config and card; None: it was trained elsewhere.
 
     Raises:
         ModelError: the graph or its quantisation doesn't agree with the network as `check_joint_parity` demands.
     """
     save_tokenizer(checkpoint.tokenizer, folder / TOKENIZER_FILE)
-    parity = _write_graph(folder, checkpoint, identity["max_tokens"], quantise=quantise, calibration=calibration)
-    calibrated = calibration is not None
+    parity = _write_graph(
+        folder, checkpoint, identity["max_tokens"], quantise=quantise, quantisation_texts=quantisation_texts
+    )
+    calibrated = quantisation_texts is not None
     card = joint_card(identity, activation=activation, calibrated=calibrated, parity=asdict(parity), training=training)
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     config = {
@@ -173,17 +180,22 @@ def check_joint_parity(parity: JointParity, largest_output: float) -> None:
 
 
 def _write_graph(
-    folder: Path, checkpoint: Checkpoint, max_tokens: int, *, quantise: bool, calibration: Calibration | None
+    folder: Path,
+    checkpoint: Checkpoint,
+    max_tokens: int,
+    *,
+    quantise: bool,
+    quantisation_texts: QuantisationTexts | None,
 ) -> JointParity:
     """Writes the graph into the folder, which has the tokenizer, and compares it. Uses up the checkpoint's network."""
     path = folder / GRAPH_FILE
     encoder = PairEncoder(folder / TOKENIZER_FILE, max_tokens)
     texts = list(_sample_pairs(encoder))
-    if calibration is not None:
-        texts += [pair for pair in calibration.held_out if _is_whole(encoder, *pair)]
+    if quantisation_texts is not None:
+        texts += [pair for pair in quantisation_texts.held_out if _is_whole(encoder, *pair)]
     expected = _network_outputs(checkpoint, texts)
 
-    if why_not_packed(checkpoint) or (quantise and calibration is None):
+    if why_not_packed(checkpoint) or (quantise and quantisation_texts is None):
         export_graph(checkpoint.network, path, reads_types=checkpoint.reads_types, max_tokens=max_tokens)
     else:
         save_graph(packed_graph(bert_graph_weights(checkpoint)), path)
@@ -192,10 +204,10 @@ def _write_graph(
     largest_output = float(np.abs(expected).max())
     check_joint_parity(parity, largest_output)
     if quantise:
-        if calibration is None:
+        if quantisation_texts is None:
             quantise_graph(path)
         else:
-            rows = list(rows_of(_pairs(encoder, calibration.pairs)))
+            rows = list(rows_of(_pairs(encoder, quantisation_texts.pairs)))
             save_graph(packed_graph(with_fixed_scales(bert_graph_weights(checkpoint), observe(path, rows))), path)
         quantised = _graph_outputs(path, encoder, texts)
         parity = replace(parity, quantised_difference=float(np.abs(quantised - exact).mean()))
@@ -203,7 +215,7 @@ def _write_graph(
     return parity
 
 
-def _network_outputs(checkpoint: Checkpoint, texts: Sequence[Texts]) -> FloatArray:
+def _network_outputs(checkpoint: Checkpoint, texts: Sequence[TextPair]) -> FloatArray:
     """What transformers gives for the pairs, by its own tokenizer, (n,)."""
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if checkpoint.reads_types else [])]
     outputs = []
@@ -215,16 +227,16 @@ def _network_outputs(checkpoint: Checkpoint, texts: Sequence[Texts]) -> FloatArr
     return np.array(outputs)
 
 
-def _graph_outputs(path: Path, encoder: PairEncoder, texts: Sequence[Texts]) -> FloatArray:
+def _graph_outputs(path: Path, encoder: PairEncoder, texts: Sequence[TextPair]) -> FloatArray:
     """What the graph in a file gives for the pairs, run as the runtime runs it, (n,)."""
     return run_pairs(open_joint_session(path, available_cpus()), _pairs(encoder, texts))
 
 
-def _pairs(encoder: PairEncoder, texts: Sequence[Texts]) -> list[Pair]:
+def _pairs(encoder: PairEncoder, texts: Sequence[TextPair]) -> list[Pair]:
     return [encoder.pair(encoder.encode(instruction), encoder.encode(candidate)) for instruction, candidate in texts]
 
 
-def _sample_pairs(encoder: PairEncoder) -> Iterator[Texts]:
+def _sample_pairs(encoder: PairEncoder) -> Iterator[TextPair]:
     """Pairs of many lengths, none of which is cut: with one candidate, instructions double up to what is read."""
     for instruction, first, *others in SAMPLES:
         yield from ((instruction, candidate) for candidate in others if _is_whole(encoder, instruction, candidate))

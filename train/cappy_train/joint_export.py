@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cappy_train.bert_weights import why_not_packed
-from cappy_train.calibration import calibration_of
 from cappy_train.checkpoint import quietly
 from cappy_train.evaluate import dev_questions
 from cappy_train.files import Source, folder_written_whole
 from cappy_train.import_checkpoint import write_joint_model
 from cappy_train.joint_network import joint_checkpoint
+from cappy_train.quantisation_texts import draw_quantisation_texts
 from cappy_train.training import result_weights
 
 
@@ -42,11 +42,11 @@ def export_joint(
         ModelError: the graph or its quantisation doesn't agree with the network as `check_joint_parity` demands.
     """
     checkpoint = joint_checkpoint(state["sizes"], result_weights(state), tokenizer)
-    calibration = None
+    quantisation_texts = None
     if not float32 and not why_not_packed(checkpoint):
         questions = dev_questions(dev)
         asked = ((question.instruction, question.candidates) for question in questions)
-        calibration = calibration_of(asked, f"split dev of {dev}")
+        quantisation_texts = draw_quantisation_texts(asked, f"split dev of {dev}")
     with quietly(), folder_written_whole(out) as folder:
         write_joint_model(
             folder,
@@ -54,6 +54,6 @@ def export_joint(
             identity={**origin, "max_tokens": state["settings"]["long"]},
             activation="sigmoid",
             quantise=not float32,
-            calibration=calibration,
+            quantisation_texts=quantisation_texts,
             training=training,
         )

@@ -1,7 +1,7 @@
 """Scores that can be taken at their word: what candidates of a score are worth on average is that score.
 
 A strictly increasing function from the network's logit to a calibrated one, which never changes a pick, is fitted on
-half of some held-out questions and proved on the others. (`calibration.py` is about another thing, 8 bits' scales.)
+half of some held-out questions and proved on the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Texts of a network's own sort: pairs of an instruction and an answer, from a file of instances."""
+"""Texts that the scales of 8 bits are measured on: pairs of an instruction and an answer, from a file of instances."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cappy_lite.errors import InputValueError
 from cappy_train.instances import Instance, read_instances
 
 T = TypeVar("T")
-Texts = tuple[str, str]
+TextPair = tuple[str, str]
 
 # Some hundreds of pairs: with twice as many, scales hardly move.
 MOST_INSTANCES = 192
@@ -23,23 +23,25 @@ HELD_OUT_STEP = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class QuantisationTexts:
     """Pairs that fixed scales are taken from, and pairs of other instances that show how well they hold."""
 
-    pairs: list[Texts]
-    held_out: list[Texts]
+    pairs: list[TextPair]
+    held_out: list[TextPair]
 
 
-def read_calibration(path: Path, *, seed: int = 0) -> Calibration:
+def read_quantisation_texts(path: Path, *, seed: int = 0) -> QuantisationTexts:
     """Pairs of some instances of a file, drawn from all of it: references, choices and candidates alike.
 
     Raises:
         InputValueError: the file can't be read as `read_instances` does, or it has fewer than LEAST_INSTANCES.
     """
-    return calibration_of((_answered(instance) for instance in read_instances(path)), str(path), seed=seed)
+    return draw_quantisation_texts((_answered(instance) for instance in read_instances(path)), str(path), seed=seed)
 
 
-def calibration_of(asked: Iterable[tuple[str, Sequence[str]]], name: str, *, seed: int = 0) -> Calibration:
+def draw_quantisation_texts(
+    asked: Iterable[tuple[str, Sequence[str]]], name: str, *, seed: int = 0
+) -> QuantisationTexts:
     """Pairs of some instructions, drawn from all of them, with some of the answers of each.
 
     Args:
@@ -56,12 +58,12 @@ def calibration_of(asked: Iterable[tuple[str, Sequence[str]]], name: str, *, see
             f"{name} has {len(sample)} instances, and scales that hold for other texts take {LEAST_INSTANCES} at "
             "least: give a file with more"
         )
-    calibration = Calibration([], [])
+    texts = QuantisationTexts([], [])
     for number, (instruction, answers) in enumerate(sample):
         chosen = drawing.sample(answers, min(ANSWERS, len(answers)))
-        part = calibration.pairs if (number + 1) % HELD_OUT_STEP else calibration.held_out
+        part = texts.pairs if (number + 1) % HELD_OUT_STEP else texts.held_out
         part.extend((instruction, answer) for answer in chosen)
-    return calibration
+    return texts
 
 
 def _answered(instance: Instance) -> tuple[str, list[str]]:
