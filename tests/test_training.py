@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -143,15 +144,18 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(folder:
 
 
 def test_several_processes_give_the_same_losses_and_checkpoints_that_one_goes_on_from(
-    folder: Path, tmp_path: Path, dev: list[Question]
+    folder: Path, tmp_path: Path
 ) -> None:
     """DDP, then FSDP from DDP's checkpoint, then one process from FSDP's: as if one had done it all."""
     settings = replace(SETTINGS, steps=9, batches_per_step=4, checkpoint_every=1, evaluate_every=3, average=0.9)
-    run(folder, tmp_path / "one", settings, dev)
+    here = partial(
+        pretrain, folder / "pairs", dev=folder / "instances.jsonl.gz", base=str(folder / "bert"), settings=settings
+    )
+    here(tmp_path / "one")
     several = tmp_path / "several"
     for last, environment in [(3, {}), (6, FSDP)]:
         launch(folder, several, settings, environment, last=last)
-    run(folder, several, settings, dev)
+    here(several)
     assert losses_of(several) == pytest.approx(losses_of(tmp_path / "one"), abs=2e-3)
     one, other = (trained_network(path).state_dict() for path in (tmp_path / "one", several))
     for name, weight in one.items():
@@ -178,7 +182,7 @@ def launch(
     for name, value in asdict(settings).items():
         if value != default[name]:
             command += [f"--{name.replace('_', '-')}", str(value)]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_checkpoint(out / "checkpoint.pt")["step"] == last
 
