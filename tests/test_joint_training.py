@@ -296,6 +296,6 @@ def test_what_cannot_be_trained_is_named(folder: Path, tmp_path: Path) -> None:
     (other / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     refused("lacks weights", base=other)
     with pytest.raises(InputValueError, match="--graph joint"):
-        pretrain(folder / "pairs", tmp_path / "run", base=str(folder / "modernbert"), settings=SETTINGS)
+        pretrain(folder / "pairs", tmp_path / "run", base=str(folder / "deberta-v3"), settings=SETTINGS)
     with pytest.raises(InputValueError, match="graph must be shared or joint"):
         pretrain(folder / "pairs", tmp_path / "run", graph="other")

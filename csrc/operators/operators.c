@@ -24,7 +24,7 @@ typedef struct {
     const ort_api *api;
     const cappy_level *level;
     const cappy_unit *unit;
-    int64_t heads, layer;
+    int64_t heads, layer, window;
     float epsilon;
 } kernel;
 
@@ -131,7 +131,7 @@ static void attend_head(void *data, size_t head)
     all->attend(&all->task, head, scratch);
 }
 
-/* Segments must lie in their rows, and spans in the queries. */
+/* Segments must lie in their rows, and spans in the queries; in a window, they must be as long. */
 static bool measure(cappy_attention *task, size_t tokens, size_t context_tokens, size_t queries)
 {
     for (size_t i = 0; i < task->segment_count; i++) {
@@ -139,7 +139,8 @@ static bool measure(cappy_attention *task, size_t tokens, size_t context_tokens,
         const cappy_span span = task->spans[i];
         if (one.first < 0 || one.end <= one.first || (size_t)one.end > tokens || one.context_first < 0 ||
             one.context_end < one.context_first || (size_t)one.context_end > context_tokens || span.first < 0 ||
-            span.end < span.first || (size_t)span.end > queries)
+            span.end < span.first || (size_t)span.end > queries ||
+            (task->window && span.end - span.first != one.end - one.first))
             return false;
         cappy_measure(task, one);
     }
@@ -174,6 +175,7 @@ static ort_status *attend(const kernel *of, ort_context *context, bool to_bytes)
     REQUIRE(of, is_matrix(&in[KEY_VALUE], 2 * hidden));
     REQUIRE(of, in[CONTEXT].rank == 3 && (size_t)in[CONTEXT].shape[2] == 2 * hidden);
     REQUIRE(of, of->layer >= 0 && of->layer < in[CONTEXT].shape[0]);
+    REQUIRE(of, of->window >= 0 && of->window <= (to_bytes ? 0 : CAPPY_MOST_PLACES));
     REQUIRE(of, is_matrix(&in[SEGMENTS], 4) && is_matrix(&in[SPANS], 2) && in[SEGMENTS].shape[0] == in[SPANS].shape[0]);
     const float *kept = (const float *)in[CONTEXT].data + (size_t)of->layer * context_tokens * 2 * hidden;
     all.task = (cappy_attention){
@@ -185,6 +187,7 @@ static ort_status *attend(const kernel *of, ort_context *context, bool to_bytes)
         .segment_count = (size_t)in[SEGMENTS].shape[0],
         .hidden = hidden,
         .heads = (size_t)of->heads,
+        .window = (size_t)of->window,
         .unit = of->unit,
     };
     const size_t tokens = (size_t)in[KEY_VALUE].shape[0];
@@ -422,6 +425,7 @@ static ort_status *create(const ort_operator *one, const ort_api *api, const ort
     made->unit = best_unit(made->level);
     ort_release_status(api)(ort_attribute_int(api)(info, "heads", &made->heads));
     ort_release_status(api)(ort_attribute_int(api)(info, "layer", &made->layer));
+    ort_release_status(api)(ort_attribute_int(api)(info, "window", &made->window));
     ort_release_status(api)(ort_attribute_float(api)(info, "epsilon", &made->epsilon));
     *into = made;
     return NULL;

@@ -55,6 +55,7 @@ typedef struct {
     const cappy_span *spans; /* as many */
     size_t segment_count;
     size_t hidden, heads;
+    size_t window; /* how many places a query sees to either side, if all tokens of a segment ask; 0: all */
     size_t longest_shared, longest_own; /* see cappy_measure */
     float *numbers;                     /* (queries, hidden): the result */
     uint8_t *codes;                     /* (queries, hidden): that of attention in bytes, by such a unit */
@@ -101,6 +102,9 @@ static inline size_t cappy_attention_in_bytes_scratch(const cappy_attention *tas
     const size_t query = 2 * deep_size + (padded + 3 * padded_size) * sizeof(float) + 2 * deep;
     return tokens + CAPPY_CODED_QUERIES * query;
 }
+
+/* The widest window. */
+#define CAPPY_MOST_PLACES 1000000000
 
 /* In bytes, what a query sees: weights have 16 bits, and sums of them 31. */
 #define CAPPY_MOST_SEEN 32767

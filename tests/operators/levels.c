@@ -113,7 +113,9 @@ static size_t look(const cappy_attention *task, bool in_bytes, size_t s, size_t 
                                : task->context + ((size_t)one.context_first + k) * 2 * hidden;
         const float *key = row + head * size;
         const float most_key = largest_magnitude(key, size, 1);
-        double logit = 0;
+        const size_t place = context + q - (size_t)task->spans[s].first;
+        const bool hidden_by_window = task->window && (k > place ? k - place : place - k) > task->window;
+        double logit = hidden_by_window ? -INFINITY : 0;
         for (size_t i = 0; i < size; i++)
             logit += in_bytes ? coded(query[i], most, 127, 128) * coded(key[i], most_key, 63, 0)
                               : (double)query[i] * key[i];
@@ -174,7 +176,7 @@ static void *used_scratch(size_t size)
     return memset(scratch, 0xA5, size);
 }
 
-static void test_attention(size_t heads, size_t size, bool beside, bool scores_alone)
+static void test_attention(size_t heads, size_t size, bool beside, bool scores_alone, size_t window)
 {
     const size_t hidden = heads * size, kept = beside ? 1 + below(80) : 0;
     cappy_segment segments[MOST_SEGMENTS];
@@ -193,6 +195,7 @@ static void test_attention(size_t heads, size_t size, bool beside, bool scores_a
         .segment_count = count,
         .hidden = hidden,
         .heads = heads,
+        .window = window,
         .quantisation = {gain, 131},
     };
     for (size_t i = 0; i < count; i++)
@@ -209,6 +212,7 @@ static void test_attention(size_t heads, size_t size, bool beside, bool scores_a
     check_attention(&task, numbers[0], NULL);
     for (size_t level = 0; level < level_count; level++)
         free(numbers[level]);
+    task.window = 0; /* attention in bytes has none */
     uint8_t *codes[4];
     for (size_t unit = 0; unit < unit_count; unit++) {
         void *scratch = used_scratch(cappy_attention_in_bytes_scratch(&task));
@@ -414,7 +418,9 @@ int main(void)
 #endif
     static const size_t SIZES[] = {4, 16, 20, 32, 48, 64};
     for (size_t round = 0; round < 60; round++)
-        test_attention(1 + below(3), SIZES[below(6)], below(2), below(2));
+        test_attention(1 + below(3), SIZES[below(6)], below(2), below(2), 0);
+    for (size_t round = 0; round < 40; round++)
+        test_attention(1 + below(3), SIZES[below(6)], below(2), false, 1 + below(below(2) ? 8 : 120));
     for (size_t round = 0; round < 20; round++)
         test_rows(below(40), 16 * (1 + below(30)), below(2));
     for (size_t round = 0; round < 20; round++)

@@ -45,8 +45,8 @@ from cappy_train.evaluation import CONSENSUS, ORACLE, RANDOM, SELF_SCORES, Metho
 from cappy_train.export import CONFIG_FILE, training_figures, write_model
 from cappy_train.files import Source, find_files, folder_written_whole
 from cappy_train.instances import Candidate, Instance, read_instances
-from cappy_train.network import ScorerNetwork
-from cappy_train.read_back import network_of
+from cappy_train.network import PackedNetwork
+from cappy_train.read_back import in_float32, network_of
 from cappy_train.report import percent
 from cappy_train.shards import file_digest, write_json
 from cappy_train.streaming import ListedRows, draw_responses
@@ -147,7 +147,7 @@ def adapt(
 
     packer, rows = Packer(start / TOKENIZER_FILE), ListedRows(examples.rows)
     settings = fitting_settings(
-        examples.rows, packer, network.config.positions, epochs=epochs, learning_rate=learning_rate, seed=seed
+        examples.rows, packer, network.max_tokens, epochs=epochs, learning_rate=learning_rate, seed=seed
     )
     before = mean_gain(held_out, network, packer)
     train(network, rows, start / TOKENIZER_FILE, run, settings, dev=held_out)
@@ -158,8 +158,17 @@ def adapt(
 
     with folder_written_whole(out) as folder:
         if after > before:
-            identity = _identity(start, out.resolve().name, network.config.positions)
-            _write_adapted(folder, trained, start / TOKENIZER_FILE, examples.rows, held_out, identity, figures)
+            identity = _identity(start, out.resolve().name, network.max_tokens)
+            _write_adapted(
+                folder,
+                trained,
+                start / TOKENIZER_FILE,
+                examples.rows,
+                held_out,
+                identity,
+                figures,
+                float32=in_float32(start),
+            )
         else:
             _copy_model(start, folder)
         clock.ends("export")
@@ -325,10 +334,10 @@ def fitting_settings(
     return replace(settings, epochs=epochs or max(EPOCHS, LEAST_STEPS / per_epoch), evaluate_every=every)
 
 
-def mean_gain(questions: Sequence[Question], network: ScorerNetwork, packer: Packer) -> float:
+def mean_gain(questions: Sequence[Question], network: PackedNetwork, packer: Packer) -> float:
     """What the network's picks are worth, averaged over tasks; computed in bfloat16, as training computes it."""
     precision, network.precision = network.precision, torch.bfloat16
-    picked = picked_gains(questions, lambda pairs: network_scores(network, packer, pairs, network.config.positions))
+    picked = picked_gains(questions, lambda pairs: network_scores(network, packer, pairs, network.max_tokens))
     network.precision = precision
     return float(task_means(questions, picked).mean())
 
@@ -435,12 +444,14 @@ def _keep_plan(run: Path, plan: Mapping[str, object]) -> None:
 
 def _write_adapted(
     folder: Path,
-    network: ScorerNetwork,
+    network: PackedNetwork,
     tokenizer: Path,
     rows: Sequence[LabelledRow],
     held_out: Sequence[Question],
     identity: Mapping[str, object],
     figures: Mapping[str, float],
+    *,
+    float32: bool,
 ) -> None:
     """The model folder of the adapted network; rows that it learned from calibrate, the held-out questions prove."""
     learned = [
@@ -463,6 +474,7 @@ def _write_adapted(
             tasks=", ".join(tasks[:NAMED_TASKS]) + others,
         ),
         only_orders=True,
+        float32=float32,
     )
 
 

@@ -50,13 +50,23 @@ class Chunk:
 class Sight:
     """Who sees whom in a batch of packed rows; made once a batch, and used by every layer."""
 
-    def __init__(self, segment_ids: Tensor, heads: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        segment_ids: Tensor,
+        heads: int,
+        dtype: torch.dtype,
+        *,
+        position_ids: Tensor | None = None,
+        window: int | None = None,
+    ) -> None:
         """segment_ids: (B, L) int64, 0 for instructions; padding has -1, which nothing else sees.
 
         heads, dtype: of the queries, keys and values.
+        position_ids, window: see `attention_bias`.
         """
+        self.dtype = dtype
         self._heads = heads
-        self._bias = attention_bias(segment_ids, dtype)
+        self._bias = attention_bias(segment_ids, dtype, position_ids=position_ids, window=window)
         self._chunks = tuple(_chunks(segment_ids, self._bias, heads)) if segment_ids.device.type == "cpu" else None
 
     def attend(self, query_key_value: Tensor) -> Tensor:
@@ -82,11 +92,19 @@ class Sight:
         return (weights @ value).transpose(1, 2).flatten(-2)
 
 
-def attention_bias(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the attention logits, (B, 1, L, L): 0 where a query (row) sees a key (column), else -inf."""
+def attention_bias(
+    segment_ids: Tensor, dtype: torch.dtype, *, position_ids: Tensor | None = None, window: int | None = None
+) -> Tensor:
+    """What is added to the attention logits, (B, 1, L, L): 0 where a query (row) sees a key (column), else -inf.
+
+    window: if given, a query sees keys at most so many positions away.
+    """
     segments = segment_ids.to(torch.int32)  # compared faster
     keys, queries = segments[:, None, :], segments[:, :, None]
     visible = (keys == 0) | (keys == queries)
+    if position_ids is not None and window is not None:
+        places = position_ids.to(torch.int32)
+        visible &= (places[:, None, :] - places[:, :, None]).abs() <= window
     bias = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
     return bias.masked_fill(~visible, float("-inf")).unsqueeze(1)
 

@@ -61,7 +61,7 @@ class Batch:
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def logits(self, network: nn.Module) -> Tensor:
-        """(B, K) logits of a ScorerNetwork, or of what wraps one; meaningless in places without a candidate."""
+        """(B, K) logits of a PackedNetwork, or of what wraps one; meaningless in places without a candidate."""
         flat = network(
             self.input_ids, self.position_ids, self.token_type_ids, self.segment_ids, self.score_positions.flatten()
         )

@@ -30,8 +30,15 @@ def why_not_bert(config: Mapping[str, Any]) -> str:
         return f"it is of type {kind}, not {', '.join(FAMILIES)}"
     if config.get("hidden_act", "gelu") != "gelu":
         return f"its activation is {config['hidden_act']}, not gelu"
-    if config["hidden_size"] % LANES or config["intermediate_size"] % LANES:
-        return f"its widths, {config['hidden_size']} and {config['intermediate_size']}, aren't multiples of {LANES}"
+    if obstacle := odd_widths(config["hidden_size"], config["intermediate_size"]):
+        return obstacle
     if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
         return "its attention isn't BERT's own"
+    return ""
+
+
+def odd_widths(hidden: int, feed_forward: int) -> str:
+    """What keeps a network of such widths from the runtime's operators, or ""."""
+    if hidden % LANES or feed_forward % LANES:
+        return f"its widths, {hidden} and {feed_forward}, aren't multiples of {LANES}"
     return ""

@@ -22,14 +22,14 @@ candidate together.
 
 ## How it was made
 
-A BERT encoder of {layers} layers, started from {base_model}, trained with labels as in Cappy (Tan et al., 2023): right
-choices and references are worth 1, wrong choices 0, and other texts their best Rouge-L F-measure over the references.
+A {build} encoder of {layers} layers, started from {base_model}, trained with labels as in Cappy (Tan et al., 2023):
+right choices and references are worth 1, wrong choices 0, and other texts their best Rouge-L F-measure over the
+references.
 {origin}
 All candidates of an instruction share one row, and a candidate sees the instruction and itself alone: its score does
 not depend on the other candidates.
 
-Inputs of linear layers are 8-bit integers, their weights 7-bit ones, with fixed scales that were calibrated on held-out
-questions; embeddings are 8-bit; all else is floating point.
+{precision}
 
 ## Figures
 
@@ -39,10 +39,7 @@ Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
 | figure | value |
 | --- | --- |
 {figures}
-
-8 bits against float32, on {questions} of these questions: scores differ by {quantised_difference:.4f} in the mean, and
-{same_pick:.1%} of {clear_questions} questions with a clear best candidate keep it.
-
+{rounding}
 ## Limits
 
 - A small model: it judges whether an answer fits the instruction's form and words, and knows few facts. It does not
@@ -54,6 +51,14 @@ Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
 ## Licence
 
 {licence}.
+"""
+
+_EIGHT_BITS = """\
+Inputs of linear layers are 8-bit integers, their weights 7-bit ones, with fixed scales that were calibrated on held-out
+questions; embeddings are 8-bit; all else is floating point."""
+_ROUNDING = """
+8 bits against float32, on {questions} of these questions: scores differ by {quantised_difference:.4f} in the mean, and
+{same_pick:.1%} of {clear_questions} questions with a clear best candidate keep it.
 """
 
 # What a network was trained on.
@@ -101,7 +106,9 @@ from those of transformers by at most {network_difference:.1e}{quantised}.
 def model_card(
     identity: Mapping[str, object],
     *,
+    build: str,
     layers: int,
+    float32: bool,
     training: Mapping[str, float],
     parity: Mapping[str, float],
     calibration_proof: Mapping[str, float] | None,
@@ -111,12 +118,16 @@ def model_card(
 
     identity: name, base_model, licence and max_tokens, as in its config; so are the figures in `training`, `parity` and
         `calibration_proof`, which is None where scores aren't calibrated.
+    build: whose encoder it has, such as BERT.
+    float32: whether its weights have no 8 bits.
     origin: what it was trained on.
     """
     return _CARD.format(
         **identity,
-        **parity,
+        build=build,
         layers=layers,
+        precision=_FLOAT if float32 else _EIGHT_BITS,
+        rounding="" if float32 else _ROUNDING.format(**parity),
         steps=training["steps"],
         figures=_figures(training),
         scores=_ORDERING if calibration_proof is None else _CALIBRATED.format(**calibration_proof),

@@ -614,8 +614,8 @@ def _add_pretrain(stages: Stages) -> None:
         "--graph",
         choices=["shared", "joint"],
         default="shared",
-        help="shared: reads an instruction once for all its candidates; of BERT's build (BERT, MiniLM, RoBERTa, "
-        "XLM-RoBERTa). joint: an ordinary cross-encoder; DeBERTa and ModernBERT too (default: %(default)s)",
+        help="shared: reads an instruction once for all its candidates; BERT, MiniLM, RoBERTa, XLM-RoBERTa or "
+        "ModernBERT. joint: an ordinary cross-encoder; DeBERTa too (default: %(default)s)",
     )
     parser.add_argument(
         "--choice-weight",
@@ -770,7 +770,7 @@ def _add_export(stages: Stages) -> None:
     export.add_argument("--base-model", required=True, help="what the run started from, for config and model card")
     export.add_argument("--licence", required=True, help="licence of the model, such as Apache-2.0")
     export.add_argument("--name", help="name of the model (default: the name of --out)")
-    export.add_argument("--float32", action="store_true", help="of a joint model: don't round weights to 8 bits")
+    export.add_argument("--float32", action="store_true", help="don't round weights to 8 bits")
 
 
 def _export(arguments: argparse.Namespace) -> None:

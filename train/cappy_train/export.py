@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,12 @@ from cappy_train.batches import Packer
 from cappy_train.card import PRETRAINED, model_card
 from cappy_train.evaluate import Question, dev_questions
 from cappy_train.files import Source, folder_written_whole
-from cappy_train.graph import graph_weights, packed_graph
 from cappy_train.graph_builder import save_graph
-from cappy_train.network import ScorerNetwork
+from cappy_train.modern_network import ModernNetwork
+from cappy_train.network import PackedNetwork
 from cappy_train.quantise import observe, quantise
 from cappy_train.score_calibration import calibrate
+from cappy_train.shared_builds import kind_of, shared_graph, shared_weights
 from cappy_train.trainable import network_scores
 from cappy_train.training import LOG, graph_of, result_of, trained_state
 
@@ -51,7 +52,7 @@ class Parity:
     """How well the model folder's graph agrees with the network, in scores (0..1) of candidates of dev questions.
 
     network_difference: largest difference between the network in PyTorch and the float32 graph.
-    quantised_difference: mean difference between the float32 and the quantised graph.
+    quantised_difference: mean difference between the float32 and the quantised graph; 0 if that has float32 too.
     same_pick: share of the clear questions where both graphs' best candidate is the same; clear is a question whose
         best and second score lie further apart than CLEAR_MARGIN in float32.
     questions, clear_questions: how many these are of.
@@ -77,7 +78,7 @@ def export(
 ) -> None:
     """Makes the model folder `out` from a run's last checkpoint, whole or not at all.
 
-    Beside the files of a shared model lies its float32 twin, which the model doesn't need (model.fp32.onnx).
+    Beside the files of a shared model in 8 bits lies its float32 twin, which the model doesn't need (model.fp32.onnx).
 
     Args:
         run: folder of a training run.
@@ -87,11 +88,10 @@ def export(
         name: the model's name.
         base_model: what the run started from, in words.
         licence: under what terms the model is passed on.
-        float32: of a joint model: don't round its weights to 8 bits.
+        float32: don't round its weights to 8 bits.
 
     Raises:
-        InputValueError: `out` exists, a file of `run` or `dev` is missing or damaged, or `float32` is asked of a shared
-            model.
+        InputValueError: `out` exists, or a file of `run` or `dev` is missing or damaged.
         ModelError: the graph or its quantisation doesn't agree with the network as `check_parity` demands, or
             `import_checkpoint.check_joint_parity`.
     """
@@ -100,15 +100,15 @@ def export(
     origin = {"name": name, "base_model": base_model, "licence": licence}
     state = trained_state(run)
     training = training_figures(run)
-    if graph_of(state) != ScorerNetwork.graph:
+    if graph_of(state) != PackedNetwork.graph:
         from cappy_train.joint_export import export_joint  # transformers takes seconds to load
 
         export_joint(state, run / TOKENIZER_FILE, dev, out, origin=origin, training=training, float32=float32)
         return
-    if float32:
-        raise InputValueError(f"{run} trained a shared model, whose folder has 8 bits and model.fp32.onnx beside them")
-    network = result_of(ScorerNetwork, state)
-    max_tokens = network.config.positions
+    network = result_of(kind_of(state["sizes"]), state)
+    if isinstance(network, ModernNetwork):
+        # It could read any number of tokens, and learned to score so many.
+        network.config = replace(network.config, positions=state["settings"]["long"])
     questions = dev_questions(dev)
     calibrating = questions[::CALIBRATION_STEP]
     checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
@@ -120,15 +120,16 @@ def export(
             run / TOKENIZER_FILE,
             calibrating,
             checked,
-            identity={**origin, "max_tokens": max_tokens},
+            identity={**origin, "max_tokens": network.max_tokens},
             training=training,
             origin=PRETRAINED.format(losses=losses),
+            float32=float32,
         )
 
 
 def write_model(
     folder: Path,
-    network: ScorerNetwork,
+    network: PackedNetwork,
     tokenizer: Path,
     calibrating: Sequence[Question],
     checked: Sequence[Question],
@@ -137,6 +138,7 @@ def write_model(
     training: Mapping[str, float],
     origin: str,
     only_orders: bool = False,
+    float32: bool = False,
 ) -> None:
     """Fills a folder with a network's model: graph, 8-bit weights, float32 twin, config and card.
 
@@ -150,31 +152,36 @@ def write_model(
         training: steps, and figures whose names have `_dev_`, for config and card.
         origin: what the network was trained on, for the card.
         only_orders: see `check_parity`.
+        float32: don't round its weights to 8 bits: then the graph has no twin.
 
     Raises:
         ModelError: the graph or its quantisation doesn't agree with the network as `check_parity` demands.
     """
-    packer, max_tokens = Packer(tokenizer), network.config.positions
-    weights = graph_weights(network)
-    onnx.save(packed_graph(weights), folder / FLOAT_GRAPH_FILE)
-    rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
-    save_graph(packed_graph(quantise(weights, observe(folder / FLOAT_GRAPH_FILE, rows))), folder / GRAPH_FILE)
+    packer, max_tokens = Packer(tokenizer), network.max_tokens
+    weights = shared_weights(network)
+    if float32:
+        save_graph(shared_graph(weights), folder / GRAPH_FILE)
+    else:
+        onnx.save(shared_graph(weights), folder / FLOAT_GRAPH_FILE)
+        rows = [row for question in calibrating for row in packed_rows(packer, question, max_tokens)]
+        save_graph(shared_graph(quantise(weights, observe(folder / FLOAT_GRAPH_FILE, rows))), folder / GRAPH_FILE)
 
-    exact, quantised = (
-        graph_logits(folder / name, packer, checked, max_tokens) for name in (FLOAT_GRAPH_FILE, GRAPH_FILE)
-    )
+    logits = graph_logits(folder / GRAPH_FILE, packer, checked, max_tokens)
+    exact = logits if float32 else graph_logits(folder / FLOAT_GRAPH_FILE, packer, checked, max_tokens)
     through_network = [(question.instruction, question.candidates) for question in checked[::NETWORK_STEP]]
     network_part = network_scores(network, packer, through_network, max_tokens)
     with np.errstate(invalid="ignore"):  # a damaged network gives NaN, and `check_parity` says so
-        parity = measure_parity(network_part, [sigmoid(own) for own in exact], [sigmoid(own) for own in quantised])
-    check_parity(parity, only_orders=only_orders)
-    calibrated = None if only_orders else calibrate(checked, quantised)
+        parity = measure_parity(network_part, [sigmoid(own) for own in exact], [sigmoid(own) for own in logits])
+    check_parity(parity, only_orders=only_orders or float32)
+    calibrated = None if only_orders else calibrate(checked, logits)
 
     shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
     proof = None if calibrated is None else asdict(calibrated.proof)
     card = model_card(
         identity,
+        build=network.build,
         layers=network.config.layers,
+        float32=float32,
         training=training,
         parity=asdict(parity),
         calibration_proof=proof,
@@ -264,7 +271,8 @@ def check_parity(parity: Parity, *, only_orders: bool = False) -> None:
         raise ModelError(
             f"8 bits don't hold this network: scores differ by {parity.quantised_difference:.4f} in the mean (at most "
             f"{most} is allowed), and {parity.same_pick:.1%} of {parity.clear_questions} clear "
-            f"questions keep their best candidate (at least {MIN_SAME_PICK:.0%}): train longer, or at a lower rate"
+            f"questions keep their best candidate (at least {MIN_SAME_PICK:.0%}): train longer, or at a lower rate, or "
+            "export it in float32 (--float32)"
         )
 
 

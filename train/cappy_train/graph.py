@@ -14,10 +14,11 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from cappy_lite.session import CONTEXT, INPUTS, KEPT_TOKENS, OUTPUT, kept_outputs
 from cappy_train.graph_builder import RUNTIME_DOMAIN, GraphBuilder
-from cappy_train.network import NetworkConfig, ScorerNetwork
+from cappy_train.network import NetworkConfig, PackedNetwork, ScorerNetwork
 
 FloatArray = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
@@ -97,15 +98,19 @@ class GraphWeights:
         return len(self.norms["embedding_norm"].gain)
 
 
-def graph_weights(network: ScorerNetwork) -> GraphWeights:
-    """The weights of a network, in float32."""
+def graph_weights(network: PackedNetwork) -> GraphWeights:
+    """The weights of a network, in float32; biases that it hasn't are zeros."""
     arrays = {name: weight.detach().float().numpy() for name, weight in network.named_parameters()}
     hidden = network.config.hidden
+    embeddings: dict[str, FloatArray | QuantisedTable] = {}
     linears: dict[str, Linear | QuantisedLinear] = {}
     norms = {}
-    for name in (name.removesuffix(".bias") for name in arrays if name.endswith(".bias")):
-        weight, bias = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
-        if weight.ndim == 1:
+    for name in (name.removesuffix(".weight") for name in arrays if name.endswith(".weight")):
+        weight = arrays[f"{name}.weight"]
+        bias = arrays.get(f"{name}.bias", np.zeros(len(weight), np.float32))
+        if name in EMBEDDING_INPUTS:
+            embeddings[name] = weight
+        elif weight.ndim == 1:
             norms[name] = Norm(weight, bias)
         elif name.endswith(".query_key_value"):
             layer = name.removesuffix("query_key_value")
@@ -114,17 +119,15 @@ def graph_weights(network: ScorerNetwork) -> GraphWeights:
         else:
             linears[name] = Linear(weight.T, bias)
     config = network.config
-    embeddings = {kind: arrays[f"{kind}.weight"] for kind in EMBEDDING_INPUTS}
     return GraphWeights(config.layers, config.heads, config.layer_norm_eps, embeddings, linears, norms)
 
 
-def scorer_network(weights: GraphWeights) -> ScorerNetwork:
-    """The network with such weights, in float32: what `graph_weights` takes apart, put together again.
+def network_weights(weights: GraphWeights) -> dict[str, Tensor]:
+    """The network's weights by its own names: what `graph_weights` takes apart, put together again.
 
     weights: in float32, as `float_weights` gives them.
     """
-    tables = {kind: np.asarray(table) for kind, table in weights.embeddings.items()}
-    arrays = {f"{kind}.weight": table for kind, table in tables.items()}
+    arrays = {f"{kind}.weight": np.asarray(table) for kind, table in weights.embeddings.items()}
     for name, norm in weights.norms.items():
         arrays |= {f"{name}.weight": norm.gain, f"{name}.bias": norm.bias}
     for name, linear in weights.linears.items():
@@ -137,17 +140,23 @@ def scorer_network(weights: GraphWeights) -> ScorerNetwork:
             weight, bias = np.hstack([weight, others.weight]), np.concatenate([bias, others.bias])
             name = f"{layer}query_key_value"
         arrays |= {f"{name}.weight": weight.T, f"{name}.bias": bias}
+    return {name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()}
+
+
+def scorer_network(weights: GraphWeights) -> ScorerNetwork:
+    """The network of BERT's build with such weights, in float32, as `float_weights` gives them."""
+    arrays = network_weights(weights)
     config = NetworkConfig(
-        vocabulary=len(tables["word_embeddings"]),
+        vocabulary=len(arrays["word_embeddings.weight"]),
         hidden=weights.hidden,
         layers=weights.layers,
         heads=weights.heads,
         feed_forward=len(weights.linears["layers.0.intermediate"].bias),
-        positions=len(tables["position_embeddings"]),
+        positions=len(arrays["position_embeddings.weight"]),
         layer_norm_eps=weights.layer_norm_eps,
     )
     network = ScorerNetwork(config)
-    network.load_state_dict({name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()})
+    network.load_state_dict(arrays)
     return network.eval()
 
 
@@ -178,7 +187,7 @@ def joint_twin(weights: GraphWeights) -> onnx.ModelProto:
 
 
 def read_weights(graph: onnx.ModelProto) -> GraphWeights:
-    """The weights of a graph that `packed_graph` made, at its own precision (8-bit inputs' scales in the weights')."""
+    """The weights of a graph over packed rows, at its own precision (8-bit inputs' scales in the weights')."""
     arrays = {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
     nodes = {node.name: node for node in graph.graph.node}
     producers = {output: node for node in graph.graph.node for output in node.output}
@@ -203,7 +212,7 @@ def read_weights(graph: onnx.ModelProto) -> GraphWeights:
             linears[name] = QuantisedLinear(weight, scales, bias, gain, np.float32(1), zero_point)
     norms = {name: Norm(arrays[f"{name}.gain"], arrays[f"{name}.bias"]) for name in nodes if f"{name}.gain" in arrays}
     embeddings: dict[str, FloatArray | QuantisedTable] = {}
-    for kind in EMBEDDING_INPUTS:
+    for kind in (kind for kind in EMBEDDING_INPUTS if f"{kind}.table" in arrays):
         table = arrays[f"{kind}.table"]
         embeddings[kind] = QuantisedTable(table, arrays[f"{kind}.scales"]) if table.dtype == np.int8 else table
     attributes = {each.name: helper.get_attribute_value(each) for each in nodes["layers.0.context"].attribute}

@@ -1,16 +1,18 @@
-"""The shared-instruction scorer network: a BERT encoder that reads packed rows (see `cappy_lite.packing`).
+"""The shared-instruction scorer network: an encoder that reads packed rows (see `cappy_lite.packing`).
 
 A token sees its instruction and its own segment, so one row scores many candidates, and none knows of the others.
+`PackedNetwork` is what all builds have in common, `ScorerNetwork` is BERT's; `modern_network` has ModernBERT's.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +43,7 @@ class NetworkConfig:
     positions: int = 512
     layer_norm_eps: float = 1e-12
 
-    def to_dict(self) -> dict[str, int | float]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -50,7 +52,25 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor, outputs: slice = slice(None)) -> Tensor:
         """`outputs`: which of its outputs are wanted."""
-        return F.linear(input, self.weight[outputs].to(input.dtype), self.bias[outputs].to(input.dtype))
+        bias = None if self.bias is None else self.bias[outputs].to(input.dtype)
+        return F.linear(input, self.weight[outputs].to(input.dtype), bias)
+
+
+def states_at(states: Tensor, positions: Tensor | None) -> Tensor:
+    """Of states (B, L, hidden) those at some positions, (B, K) of the B * L laid end to end: (B, K, hidden)."""
+    return states if positions is None else states.flatten(0, 1)[positions]
+
+
+def attended(query_key_value: Linear, states: Tensor, asking: Tensor, sight: Sight, positions: Tensor | None) -> Tensor:
+    """What tokens gather by attention, (B, L, hidden), or those at `positions` alone, (B, K, hidden).
+
+    states: (B, L, hidden), of all tokens. asking: `states_at` the positions.
+    """
+    if positions is None:
+        return sight.attend(query_key_value(states))
+    hidden = states.shape[-1]
+    key_value = query_key_value(states, slice(hidden, None))
+    return sight.attend_at(positions, query_key_value(asking, slice(hidden)), key_value)
 
 
 class Layer(nn.Module):
@@ -68,19 +88,16 @@ class Layer(nn.Module):
 
     def forward(self, states: Tensor, sight: Sight, positions: Tensor | None = None) -> Tensor:
         """The next states, (B, L, hidden), of all tokens; or of those at `positions`, (B, K), as (B, K, hidden)."""
-        if positions is None:
-            context = sight.attend(self.query_key_value(states))
-        else:
-            key_value = self.query_key_value(states, slice(states.shape[-1], None))
-            states = states.flatten(0, 1)[positions]
-            query = self.query_key_value(states, slice(states.shape[-1]))
-            context = sight.attend_at(positions, query, key_value)
-        states = self.attention_norm(states + self.attention_output(context))
+        asking = states_at(states, positions)
+        context = attended(self.query_key_value, states, asking, sight, positions)
+        states = self.attention_norm(asking + self.attention_output(context))
         return self.output_norm(states + self.output(F.gelu(self.intermediate(states))))
 
 
-class ScorerNetwork(TrainableNetwork):
+class PackedNetwork(TrainableNetwork):
     """Packed rows in, one logit a candidate out; the score is the logit's sigmoid.
+
+    build: whose encoder it has.
 
     Shapes: B rows of L tokens, n candidates over all rows.
 
@@ -89,6 +106,7 @@ class ScorerNetwork(TrainableNetwork):
     """
 
     graph = "shared"
+    build: ClassVar[str]
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -96,12 +114,18 @@ class ScorerNetwork(TrainableNetwork):
         self.precision = torch.float32
         self.recompute = False
         self.word_embeddings = nn.Embedding(config.vocabulary, config.hidden)
-        self.position_embeddings = nn.Embedding(config.positions, config.hidden)
         self.token_type_embeddings = nn.Embedding(2, config.hidden)
-        self.embedding_norm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList()  # a build's own
         self.head_dense = nn.Linear(config.hidden, config.hidden)
         self.head_output = nn.Linear(config.hidden, 1)
+
+    @abstractmethod
+    def embedded(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        """The states that the first layer reads, (B, L, hidden)."""
+
+    @abstractmethod
+    def sights(self, position_ids: Tensor, segment_ids: Tensor) -> Sequence[Sight]:
+        """What tokens of a batch see, for each layer."""
 
     @property
     def max_tokens(self) -> int:
@@ -109,10 +133,6 @@ class ScorerNetwork(TrainableNetwork):
 
     def sizes(self) -> dict[str, Any]:
         return self.config.to_dict()
-
-    @classmethod
-    def of_sizes(cls, sizes: dict[str, Any]) -> ScorerNetwork:
-        return cls(NetworkConfig(**sizes))
 
     def packer(self, tokenizer: Path) -> Packer:
         return Packer(tokenizer)
@@ -124,7 +144,14 @@ class ScorerNetwork(TrainableNetwork):
         kind, number, *_ = name.split(".")
         if kind == "layers":
             return self.config.layers - int(number)
-        return 0 if kind.startswith("head") else self.config.layers + 1
+        return 0 if kind.startswith(("head", "final")) else self.config.layers + 1
+
+    def draw_head(self) -> None:
+        """A fresh head, from torch's global generator."""
+        nn.init.normal_(self.head_dense.weight, std=0.02)
+        nn.init.zeros_(self.head_dense.bias)
+        nn.init.normal_(self.head_output.weight, std=0.02)
+        nn.init.zeros_(self.head_output.bias)
 
     def encode(
         self,
@@ -139,13 +166,9 @@ class ScorerNetwork(TrainableNetwork):
         positions: (B, K) int64, of each row's own tokens among the B * L laid end to end; then the last states of these
             alone are computed, (B, K, hidden).
         """
-        states = self.embedding_norm(
-            self.word_embeddings(input_ids)
-            + self.position_embeddings(position_ids)
-            + self.token_type_embeddings(token_type_ids)
-        ).to(self.precision)
-        sight = Sight(segment_ids, self.config.heads, states.dtype)
-        for number, layer in enumerate(self.layers):
+        states = self.embedded(input_ids, position_ids, token_type_ids)
+        sights = self.sights(position_ids, segment_ids)
+        for number, (layer, sight) in enumerate(zip(self.layers, sights, strict=True)):
             wanted = positions if number == len(self.layers) - 1 else None
             if self.recompute:
                 states = checkpoint(layer, states, sight, wanted, use_reentrant=False)
@@ -170,6 +193,32 @@ class ScorerNetwork(TrainableNetwork):
         return self.head_output(torch.tanh(self.head_dense(last))).flatten()
 
 
+class ScorerNetwork(PackedNetwork):
+    """The network of BERT's build. States between layers have its `precision`."""
+
+    build = "BERT"
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config)
+        self.position_embeddings = nn.Embedding(config.positions, config.hidden)
+        self.embedding_norm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
+        self.layers.extend(Layer(config) for _ in range(config.layers))
+
+    @classmethod
+    def of_sizes(cls, sizes: dict[str, Any]) -> ScorerNetwork:
+        return cls(NetworkConfig(**sizes))
+
+    def embedded(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        return self.embedding_norm(
+            self.word_embeddings(input_ids)
+            + self.position_embeddings(position_ids)
+            + self.token_type_embeddings(token_type_ids)
+        ).to(self.precision)
+
+    def sights(self, position_ids: Tensor, segment_ids: Tensor) -> Sequence[Sight]:
+        return [Sight(segment_ids, self.config.heads, self.precision)] * self.config.layers
+
+
 def from_bert(folder: Path) -> ScorerNetwork:
     """A network with the encoder weights of a checkpoint of BERT's build, and a fresh head.
 
@@ -183,18 +232,11 @@ def from_bert(folder: Path) -> ScorerNetwork:
     Raises:
         InputValueError: a file is missing or damaged, or the checkpoint is of another build.
     """
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise InputValueError(f"{folder / name} is missing: give the folder of a BERT or RoBERTa checkpoint")
-    try:
-        sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        saved = load_file(folder / "model.safetensors")
-    except (ValueError, SafetensorError) as error:
-        raise InputValueError(f"{folder} can't be read ({error}): save or download the checkpoint again") from error
+    sizes, saved = read_saved(folder)
     if obstacle := why_not_bert(sizes):
         raise InputValueError(
-            f"{folder} can't become a shared-instruction network: {obstacle}. Give a BERT, MiniLM, RoBERTa or "
-            "XLM-RoBERTa; others can be trained as ordinary cross-encoders (--graph joint)"
+            f"{folder} can't become a shared-instruction network: {obstacle}. Give a BERT, MiniLM, RoBERTa, "
+            "XLM-RoBERTa or ModernBERT; others can be trained as ordinary cross-encoders (--graph joint)"
         )
     try:
         weights = _encoder_weights(saved, sizes)
@@ -211,11 +253,23 @@ def from_bert(folder: Path) -> ScorerNetwork:
     )
     network = ScorerNetwork(config)
     network.load_state_dict(network.state_dict() | weights)
-    nn.init.normal_(network.head_dense.weight, std=0.02)
-    nn.init.zeros_(network.head_dense.bias)
-    nn.init.normal_(network.head_output.weight, std=0.02)
-    nn.init.zeros_(network.head_output.bias)
+    network.draw_head()
     return network
+
+
+def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json and the weights of a checkpoint that transformers saved.
+
+    Raises:
+        InputValueError: a file is missing or damaged.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputValueError(f"{folder / name} is missing: give a checkpoint's folder, as transformers saves it")
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(folder / "model.safetensors")
+    except (ValueError, SafetensorError) as error:
+        raise InputValueError(f"{folder} can't be read ({error}): save or download the checkpoint again") from error
 
 
 def packaged_minilm() -> Path:

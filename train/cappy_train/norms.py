@@ -14,7 +14,8 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        exact = F.layer_norm(input.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        bias = None if self.bias is None else self.bias.float()
+        exact = F.layer_norm(input.float(), self.normalized_shape, self.weight.float(), bias, self.eps)
         return exact.to(input.dtype)
 
 

@@ -13,8 +13,9 @@ from cappy_lite.errors import InputValueError
 from cappy_lite.models import GRAPH_FILE, TOKENIZER_FILE, model_folder, shipped_models
 from cappy_train.evaluate import dev_questions
 from cappy_train.files import Source
-from cappy_train.network import ScorerNetwork, from_bert, packaged_minilm
+from cappy_train.network import PackedNetwork, packaged_minilm
 from cappy_train.read_back import network_of
+from cappy_train.shared_builds import from_saved
 from cappy_train.streaming import ShardRows
 from cappy_train.trainable import TrainableNetwork
 from cappy_train.training import CHECKPOINT, Settings, train, trained_network
@@ -43,8 +44,8 @@ def pretrain(
         out: folder of the run; where it holds a checkpoint of the same settings and data, the run goes on from there.
         dev: files of instances, of whose split dev the log has figures; None: it has none.
         base: the checkpoint or the model to start from: see `base_folder`.
-        graph: "shared": a network that reads an instruction once for all its candidates, of BERT's build; or "joint":
-            an ordinary cross-encoder, of any of `checkpoint.FAMILIES`.
+        graph: "shared": a network that reads an instruction once for all its candidates, of BERT's or ModernBERT's
+            build; or "joint": an ordinary cross-encoder, of any of `checkpoint.FAMILIES`.
         choice_weight: how often an epoch has an instance with choices, where it has others once.
         settings: None: the default ones.
 
@@ -83,7 +84,7 @@ def leave_out_final_stops(tokenizer_file: Path) -> None:
     tokenizer_file.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
-def _shared_network(folder: Path, tokenizer: Path) -> ScorerNetwork:
+def _shared_network(folder: Path, tokenizer: Path) -> PackedNetwork:
     """A run's result, or the network in a model folder, their heads included; or a checkpoint's with a new head.
 
     `tokenizer` is where its tokenizer.json is written.
@@ -95,7 +96,7 @@ def _shared_network(folder: Path, tokenizer: Path) -> ScorerNetwork:
         return trained_network(folder)
     if (folder / GRAPH_FILE).is_file() and not (folder / "model.safetensors").exists():
         return network_of(folder)
-    network = from_bert(folder)
+    network = from_saved(folder)
     leave_out_final_stops(tokenizer)
     return network
 

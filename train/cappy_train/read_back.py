@@ -10,21 +10,22 @@ from cappy_lite.errors import InputValueError, ModelError
 from cappy_lite.models import GRAPH_FILE, check_files, read_config
 from cappy_train.batches import SPECIAL_TOKENS
 from cappy_train.export import FLOAT_GRAPH_FILE
-from cappy_train.graph import float_weights, read_weights, scorer_network
-from cappy_train.network import ScorerNetwork
+from cappy_train.network import PackedNetwork
+from cappy_train.shared_builds import network_in
 
 
-def network_of(folder: Path) -> ScorerNetwork:
+def network_of(folder: Path) -> PackedNetwork:
     """The network of a model folder, in float32.
 
     Its weights are those of the float32 twin (model.fp32.onnx) where that lies in the folder, else the 8-bit ones
-    times their scales: then its scores are the graph's but for the rounding of what layers read.
+    times their scales: then its scores are the graph's but for the rounding of what layers read. (Of ModernBERT's build
+    only the float32 ones.)
 
     Args:
         folder: a model folder of graph `shared`, with a sigmoid for its score, such as an export made.
 
     Raises:
-        InputValueError: the model is of another kind.
+        InputValueError: the model is of another kind, or of ModernBERT's build and in 8 bits alone.
         ModelError: a file is missing or damaged.
     """
     config = read_config(folder)
@@ -43,8 +44,16 @@ def network_of(folder: Path) -> ScorerNetwork:
     exact = folder / FLOAT_GRAPH_FILE
     path = exact if exact.exists() else folder / GRAPH_FILE
     try:
-        return scorer_network(float_weights(read_weights(onnx.load(path))))
+        return network_in(onnx.load(path))
+    except InputValueError as error:
+        raise InputValueError(f"{folder}: {error}") from error
     except Exception as error:  # of protobuf, of onnx, of a graph that isn't ours: of many kinds
         raise ModelError(
             f"{path} holds no graph that cappy-train export made ({error}): export the model again"
         ) from error
+
+
+def in_float32(folder: Path) -> bool:
+    """Whether the graph of a model folder that an export made has float32 weights, rather than 8 bits."""
+    graph = onnx.load(folder / GRAPH_FILE, load_external_data=False)
+    return any(node.op_type == "Gemm" and node.name == "layers.0.query" for node in graph.graph.node)

@@ -42,8 +42,9 @@ from cappy_lite.models import TOKENIZER_FILE
 from cappy_lite.packing import INSTRUCTION_FLOOR, SPECIAL_TOKENS
 from cappy_train.evaluate import Question, dev_figures
 from cappy_train.files import written_whole
-from cappy_train.network import ScorerNetwork
+from cappy_train.network import PackedNetwork
 from cappy_train.objective import check_losses, objective
+from cappy_train.shared_builds import kind_of
 from cappy_train.streaming import Place, Reading, Rows, ahead, planned_batches
 from cappy_train.trainable import TextBatch, TextPacker, TrainableNetwork, network_scores
 from cappy_train.workers import one_thread_an_operation
@@ -469,7 +470,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def graph_of(state: dict[str, Any]) -> str:
     """The kind of network that a checkpoint is of."""
-    return str(state.get("graph", ScorerNetwork.graph))  # older ones don't say
+    return str(state.get("graph", PackedNetwork.graph))  # older ones don't say
 
 
 def trained_state(run: Path) -> dict[str, Any]:
@@ -495,16 +496,16 @@ def result_of(kind: type[Network], state: dict[str, Any]) -> Network:
     return network_of(kind, state["sizes"], result_weights(state))
 
 
-def trained_network(run: Path) -> ScorerNetwork:
+def trained_network(run: Path) -> PackedNetwork:
     """The result of a run of a shared-instruction network.
 
     Raises:
         InputValueError: the folder has no checkpoint, or one of another kind.
     """
     state = trained_state(run)
-    if graph_of(state) != ScorerNetwork.graph:
-        raise InputValueError(f"{run} trained a {graph_of(state)} model, and a {ScorerNetwork.graph} one is needed")
-    return result_of(ScorerNetwork, state)
+    if graph_of(state) != PackedNetwork.graph:
+        raise InputValueError(f"{run} trained a {graph_of(state)} model, and a {PackedNetwork.graph} one is needed")
+    return result_of(kind_of(state["sizes"]), state)
 
 
 def network_of(kind: type[Network], sizes: dict[str, Any], weights: Weights) -> Network:
