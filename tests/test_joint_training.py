@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import SETTINGS, assert_same_weights, log_of, losses_of
+from test_training import FSDP, SETTINGS, assert_same_weights, launch, log_of, losses_of
 from tiny_checkpoints import FAMILIES, MAX_TOKENS, write_checkpoint
 from tiny_training import write_tiny_pairs
 from transformers import AutoConfig, AutoModel
@@ -236,6 +236,21 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(folder: Path, tmp_path:
     assert process.exitcode == 0
     assert_same_weights(whole, killed)
     assert [line.get("dev_gain") for line in log_of(whole)] == [line.get("dev_gain") for line in log_of(killed)]
+
+
+def test_two_processes_give_the_same_losses_as_one(folder: Path, tmp_path: Path) -> None:
+    """DDP, then FSDP from DDP's checkpoint: as if one process had done it all, of the same batches a step."""
+    settings = replace(SETTINGS, steps=4, batch_tokens=1000, batches_per_step=4, checkpoint_every=1, responses=4)
+    one, two = tmp_path / "one", tmp_path / "two"
+    dev = folder / "instances.jsonl.gz"
+    pretrain(folder / "pairs", one, dev=dev, base=str(folder / "bert"), graph="joint", settings=settings)
+    launch(folder, two, settings, {}, last=2, graph="joint")
+    launch(folder, two, settings, FSDP, last=4, graph="joint")
+    assert len(losses_of(one)) == 4
+    assert losses_of(two) == pytest.approx(losses_of(one), abs=2e-3)
+    networks = [result_of(JointNetwork, trained_state(run)).state_dict() for run in (one, two)]
+    for name, weight in networks[0].items():
+        torch.testing.assert_close(networks[1][name], weight, atol=2e-3, rtol=0)
 
 
 def test_a_head_is_kept_if_it_has_one_output_and_drawn_from_the_seed_otherwise(folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ SETTINGS = Settings(
     checkpoint_every=4,
     evaluate_every=8,
 )
+# What accelerate reads where processes share weights out.
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 @pytest.fixture(scope="module")
@@ -141,23 +144,18 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(folder:
 
 
 def test_several_processes_give_the_same_losses_and_checkpoints_that_one_goes_on_from(
-    folder: Path, tmp_path: Path, dev: list[Question]
+    folder: Path, tmp_path: Path
 ) -> None:
     """DDP, then FSDP from DDP's checkpoint, then one process from FSDP's: as if one had done it all."""
     settings = replace(SETTINGS, steps=9, batches_per_step=4, checkpoint_every=1, evaluate_every=3, average=0.9)
-    run(folder, tmp_path / "one", settings, dev)
-    several = tmp_path / "several"
-    stopped = "import sys; from cappy_train import cli, training\n"
-    stopped += (
-        "training._Run.over = property(lambda run: run.step >= int(sys.argv.pop(1)) if 0 else run.step >= LAST)\n"
+    here = partial(
+        pretrain, folder / "pairs", dev=folder / "instances.jsonl.gz", base=str(folder / "bert"), settings=settings
     )
-    stopped += "sys.exit(cli.main(sys.argv[1:]))\n"
-    for last, environment in [(3, {}), (6, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})]:
-        script = tmp_path / "stopped.py"
-        script.write_text(stopped.replace("LAST", str(last)))
-        launch(script, folder, several, settings, environment)
-        assert read_checkpoint(several / "checkpoint.pt")["step"] == last
-    run(folder, several, settings, dev)
+    here(tmp_path / "one")
+    several = tmp_path / "several"
+    for last, environment in [(3, {}), (6, FSDP)]:
+        launch(folder, several, settings, environment, last=last)
+    here(several)
     assert losses_of(several) == pytest.approx(losses_of(tmp_path / "one"), abs=2e-3)
     one, other = (trained_network(path).state_dict() for path in (tmp_path / "one", several))
     for name, weight in one.items():
@@ -167,16 +165,26 @@ def test_several_processes_give_the_same_losses_and_checkpoints_that_one_goes_on
     assert gains[0] == pytest.approx(gains[1], abs=0.1)
 
 
-def launch(script: Path, folder: Path, out: Path, settings: Settings, environment: dict[str, str]) -> None:
+def launch(
+    folder: Path, out: Path, settings: Settings, environment: dict[str, str], *, last: int, graph: str = "shared"
+) -> None:
+    """`pretrain` in two processes, which end at step `last`."""
+    script = out.with_name("stopped.py")
+    script.write_text(
+        "import sys; from cappy_train import cli, training\n"
+        f"training._Run.over = property(lambda run: run.step >= {last})\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), "pretrain"]
-    command += ["--data", str(folder / "pairs"), "--out", str(out), "--base", str(folder / "bert")]
+    command += ["--data", str(folder / "pairs"), "--out", str(out), "--base", str(folder / "bert"), "--graph", graph]
     command += ["--dev", str(folder / "instances.jsonl.gz")]
     default = asdict(Settings())
     for name, value in asdict(settings).items():
         if value != default[name]:
             command += [f"--{name.replace('_', '-')}", str(value)]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert read_checkpoint(out / "checkpoint.pt")["step"] == last
 
 
 def test_weights_do_not_depend_on_the_number_of_threads(folder: Path, tmp_path: Path) -> None:
