@@ -32,7 +32,7 @@ def test_default_instances(tmp_path: Path) -> None:
     train = [instance for instance in instances if instance.split == "train"]
     tasks = Counter(instance.task for instance in train)
     assert set(tasks) == {"put_together", "yes_no", "answer", "rotten_tomatoes", "trec", "antonyms"}
-    assert {instance.licence for instance in train} == {"MIT", None}
+    assert {instance.licence for instance in instances} == {"MIT", None}
     dev = [instance for instance in instances if instance.split == "dev"]
     assert {instance.task for instance in dev} == {"put_together", "yes_no", "answer"}
     assert len(dev) + len(train) == len(instances)

@@ -117,7 +117,7 @@ def default_instances(data: Path, *, seed: int, hold_out: str | None = None) -> 
     Training: t0_train, superni_train, instruction_induction, and rendered rows. Left out are licences that RESTRICTED
     finds, the tasks of HELD_OUT and UNSEEN, near-duplicates of test items (see `duplicates`; counted by the test set),
     answers that are one-sided in their template, and repeated instructions, whose references are united. Dev:
-    t0_train and superni_train, without the sets in ONE_SIDED.
+    t0_train and superni_train, of what training may have, without the sets in ONE_SIDED.
 
     Args:
         data: folder with t0_train.jsonl.gz, superni_train.jsonl.gz, instruction_induction.jsonl.gz,
@@ -145,10 +145,7 @@ def default_instances(data: Path, *, seed: int, hold_out: str | None = None) -> 
     allowed = [
         instance
         for instance in [*t0, *superni, *induction]
-        if instance.split == "train"
-        and not RESTRICTED.search(instance.licence or "")
-        and not HELD_OUT.search(instance.task)
-        and not named(instance, UNSEEN | group)
+        if instance.split == "train" and free(instance) and not named(instance, UNSEEN | group)
     ]
     rendered = [
         instance
@@ -161,7 +158,7 @@ def default_instances(data: Path, *, seed: int, hold_out: str | None = None) -> 
         if len(instance.instruction) <= DEV_INSTRUCTION_CHARACTERS and not (instance.choices and one_sided(instance))
     ]
     if hold_out is None:
-        dev = [instance for instance in telling if instance.split == "dev"]
+        dev = [instance for instance in telling if instance.split == "dev" and free(instance)]
     else:
         # Not single templates: the other ones of their task, which are trained on, have the same examples.
         held_out = (instance for instance in [*telling, *rendered] if instance.task in group)
@@ -170,6 +167,11 @@ def default_instances(data: Path, *, seed: int, hold_out: str | None = None) -> 
     removed = near_duplicates(train, items)
     kept = balanced([instance for instance in train if instance.id not in removed], seed=seed)
     return [*kept, *dev], Counter(item.test_set for item in removed.values())
+
+
+def free(instance: Instance) -> bool:
+    """Whether its licence and its task allow to train on it, be it of split train or not."""
+    return not RESTRICTED.search(instance.licence or "") and not HELD_OUT.search(instance.task)
 
 
 def at_most(count: int, instances: Iterable[Instance], *, whole: Collection[str], seed: int) -> list[Instance]:
