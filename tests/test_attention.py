@@ -23,10 +23,18 @@ def segments(rows: list[list[int]], length: int) -> torch.Tensor:
     return torch.from_numpy(ids)
 
 
-def dense(parts: torch.Tensor, segment_ids: torch.Tensor, heads: int = HEADS) -> torch.Tensor:
+def dense(
+    parts: torch.Tensor,
+    segment_ids: torch.Tensor,
+    heads: int = HEADS,
+    *,
+    position_ids: torch.Tensor | None = None,
+    window: int | None = None,
+) -> torch.Tensor:
     """Attention under the whole mask, (B, L, hidden)."""
     query, key, value = parts.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + attention_bias(segment_ids, parts.dtype)
+    bias = attention_bias(segment_ids, parts.dtype, position_ids=position_ids, window=window)
+    logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias
     return (logits.softmax(-1) @ value).transpose(1, 2).flatten(-2)
 
 
@@ -42,12 +50,15 @@ def test_it_is_dense_attention_with_its_gradients(
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     parts = torch.randn(len(rows), length, 3 * HEADS * WIDTH, generator=generator, requires_grad=True)
     weights = torch.randn(len(rows), length, HEADS * WIDTH, generator=generator)
+    window = data.draw(st.none() | st.integers(1, 12))
+    position_ids = torch.where(segment_ids == 0, 0, rows[0][0]) + torch.arange(length) % 8
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "CHUNK_WEIGHTS", chunk_weights)
         patch.setattr(attention, "WHOLE_ROW", data.draw(st.sampled_from([0, 20, 1000])))
         patch.setattr(attention, "BLOCK_QUERIES", data.draw(st.integers(1, 16)))
-        found = Sight(segment_ids, HEADS, torch.float32).attend(parts)
-    expected = dense(parts, segment_ids)
+        sight = Sight(segment_ids, HEADS, torch.float32, position_ids=position_ids, window=window)
+        found = sight.attend(parts)
+    expected = dense(parts, segment_ids, position_ids=position_ids, window=window)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     gradients = [torch.autograd.grad((each * weights).sum(), parts)[0] for each in (found, expected)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=0)

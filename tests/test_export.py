@@ -28,6 +28,7 @@ from cappy_train.export import Parity, check_parity, export, measure_parity, pac
 from cappy_train.graph import QuantisedLinear, graph_weights, joint_twin, packed_graph, read_weights
 from cappy_train.network import ScorerNetwork
 from cappy_train.quantise import FLOAT_LAYERS, observe, quantise
+from cappy_train.read_back import network_of
 from cappy_train.trainable import network_scores
 
 INSTRUCTION = "put the word together: dog runs"
@@ -237,6 +238,22 @@ def test_the_joint_twin_reads_padded_pairs(network: ScorerNetwork, run: Path) ->
                 *(torch.from_numpy(array)[None] for array in arrays), torch.from_numpy(row.score_positions)
             )
         np.testing.assert_allclose(logit, expected[0], atol=1e-5)
+
+
+def test_a_model_in_float32(run: Path, data: Path, network: ScorerNetwork, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["export", "--run", str(run), "--dev", str(data), "--out", str(out), "--float32"]
+    assert main([*command, "--base-model", "none", "--licence", "MIT"]) == 0
+    assert not (out / "model.fp32.onnx").exists()
+    assert Parity(**json.loads((out / "config.json").read_text())["parity"]).quantised_difference == 0
+    card = (out / "README.md").read_text()
+    assert "All weights are float32." in card
+    assert "8 bits" not in card
+    (row,) = rows_of(run, CANDIDATES)
+    expected = network_scores(network, Packer(run / "tokenizer.json"), [(INSTRUCTION, CANDIDATES)], 160)[0]
+    np.testing.assert_allclose(sigmoid(Session(out / "model.onnx", 1).run(row)), expected, atol=1e-5)
+    again = network_of(out).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in network.state_dict().items())
 
 
 def test_few_dev_questions_calibrate_no_scores(run: Path, tmp_path: Path) -> None:

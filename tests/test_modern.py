@@ -349,6 +349,18 @@ def test_a_model_is_adapted(folder: Path, model: Path, tmp_path: Path) -> None:
     assert len(Scorer(tmp_path / "adapted", threads=1).score("Say it.", ["snow", "dog"])) == 2
 
 
+def test_a_config_as_it_was_first_published(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(base / "model.safetensors")
+    values = json.loads((base / "config.json").read_text())
+    del values["layer_types"], values["rope_parameters"]
+    values |= {"global_attn_every_n_layers": 2, "global_rope_theta": 900.0, "local_rope_theta": 80.0}
+    values |= {"layer_norm_eps": 1e-5, "repad_logits_with_grad": False, "position_embedding_type": "absolute"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = from_modern_bert(tmp_path).config
+    assert config.windows == (None, WINDOW, None, WINDOW)
+    assert config.thetas == (900.0, 80.0, 900.0, 80.0)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -158,7 +158,8 @@ PRETRAIN_EXAMPLES = """\
 examples:
   cappy-train pretrain --data pairs --dev instances.parquet --out runs/mine
   cappy-train pretrain --data pairs --out runs/paper --losses squared=1 --epochs 2
-  cappy-train pretrain --data pairs --out runs/joint --graph joint --base hub:answerdotai/ModernBERT-base
+  cappy-train pretrain --data pairs --out runs/modern --base hub:answerdotai/ModernBERT-base
+  cappy-train pretrain --data pairs --out runs/joint --graph joint --base hub:microsoft/deberta-v3-small
   accelerate launch --num_processes 8 -m cappy_train.cli pretrain --data pairs --out runs/mine --batches-per-step 16
   cappy-train pretrain --data /shared/pairs --out /shared/runs/mine --cluster auto --batches-per-step 16
 """
