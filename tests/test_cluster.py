@@ -147,6 +147,14 @@ def test_items_come_once_and_in_order_though_processes_die(connected: Cluster, t
         assert len(list(tmp_path.glob(f"{name}-*"))) == 2
 
 
+def test_actors_start_with_few_arenas_of_memory(connected: Cluster) -> None:
+    def began_with(_: int) -> str:
+        return Path("/proc/self/environ").read_text()  # glibc reads it once, at the start
+
+    (variables,) = Cluster(actors=1).map(began_with, lambda: [0])
+    assert "MALLOC_ARENA_MAX=2" in variables.split("\0")
+
+
 def test_the_driver_is_killed_and_goes_on(
     nodes: RayCluster, job: tuple[list[str], dict[str, bytes]], tmp_path: Path
 ) -> None:
