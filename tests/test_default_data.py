@@ -1,5 +1,7 @@
 """The default model's instances: what is taken, and what is left out."""
 
+import gzip
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +40,17 @@ def test_default_instances(tmp_path: Path) -> None:
     assert len(dev) + len(train) == len(instances)
     assert instances == default_instances(tmp_path, seed=0)[0]
     assert instances != default_instances(tmp_path, seed=1)[0]
+
+
+def test_what_may_not_be_trained_on_is_not_in_dev_either(tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path)
+    before, _ = default_instances(data, seed=0)
+    with gzip.open(data / "superni_train.jsonl.gz", "at", encoding="utf-8") as file:
+        for task, licence in (("hellaswag", "MIT"), ("put_together", "CC BY-NC 4.0"), ("allowed", "MIT")):
+            more = record(task, task, "go on", "dev") | {"references": ["x"], "licence": licence}
+            file.write(json.dumps(more) + "\n")
+    after, _ = default_instances(data, seed=0)
+    assert {instance.id for instance in after} - {instance.id for instance in before} == {"allowed"}
 
 
 def test_near_duplicates_go_before_answers_are_balanced(tmp_path: Path) -> None:

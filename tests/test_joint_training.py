@@ -241,15 +241,16 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(folder: Path, tmp_path:
 def test_two_processes_give_the_same_losses_as_one(folder: Path, tmp_path: Path) -> None:
     """DDP, then FSDP from DDP's checkpoint: as if one process had done it all, of the same batches a step."""
     settings = replace(SETTINGS, steps=4, batch_tokens=1000, batches_per_step=4, checkpoint_every=1, responses=4)
+    settings = replace(settings, precision="float32")  # whose sums in another order differ little
     one, two = tmp_path / "one", tmp_path / "two"
     dev = folder / "instances.jsonl.gz"
     pretrain(folder / "pairs", one, dev=dev, base=str(folder / "bert"), graph="joint", settings=settings)
     launch(folder, two, settings, {}, last=2, graph="joint")
     launch(folder, two, settings, FSDP, last=4, graph="joint")
     assert len(losses_of(one)) == 4
-    assert losses_of(two) == pytest.approx(losses_of(one), abs=2e-3)
+    assert losses_of(two) == pytest.approx(losses_of(one), abs=2e-4)
     networks = [result_of(JointNetwork, trained_state(run)).state_dict() for run in (one, two)]
-    for name, weight in networks[0].items():
+    for name, weight in networks[0].items():  # AdamW's first steps are no smaller where gradients are tiny
         torch.testing.assert_close(networks[1][name], weight, atol=2e-3, rtol=0)
 
 

@@ -226,7 +226,7 @@ def run(folder: Path, base: Path, network: ModernNetwork) -> Path:
     other.mkdir()
     shutil.copyfile(base / "tokenizer.json", other / "tokenizer.json")
     torch.save({"sizes": network.sizes(), "network": network.state_dict()}, other / "checkpoint.pt")
-    settings = replace(SETTINGS, steps=30, batch_tokens=1000, checkpoint_every=10, evaluate_every=30, long=150)
+    settings = replace(SETTINGS, steps=90, batch_tokens=1000, checkpoint_every=30, evaluate_every=90, long=150)
     instances = folder / "instances.jsonl.gz"
     pretrain(folder / "pairs", folder / "run", dev=instances, base=str(other), settings=settings)
     return folder / "run"
