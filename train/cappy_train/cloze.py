@@ -95,8 +95,13 @@ def _questions(block: Sequence[Instance], seed: int) -> dict[str, Instance]:
             for other in rng.sample(pool, min(len(pool), count))
             if not set(other.sentences) & set(passage.sentences)
         ]
-        asked = _word_question if rng.random() < 0.5 else _sentence_question
-        if question := asked(passage, others, frequencies, rng):
+        about_a_word = rng.random() < 0.5
+        question = (
+            _word_question(passage, others, frequencies, rng)
+            if about_a_word
+            else _sentence_question(passage, others, rng)
+        )
+        if question:
             questions[passage.instance.id] = question
     return questions
 
@@ -134,9 +139,7 @@ def passage_of(paragraph: Sequence[str], rng: random.Random) -> tuple[str, ...]:
     return tuple(paragraph[start : start + length])
 
 
-def _sentence_question(
-    passage: Passage, others: Sequence[Passage], frequencies: Counter[str], rng: random.Random
-) -> Instance | None:
+def _sentence_question(passage: Passage, others: Sequence[Passage], rng: random.Random) -> Instance | None:
     sentences = list(passage.sentences)
     at = rng.choice((0, rng.randrange(1, len(sentences) - 1), len(sentences) - 1))
     right = sentences.pop(at)
