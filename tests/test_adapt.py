@@ -154,12 +154,15 @@ def test_the_report_says_what_it_is_of(adapted: tuple[Path, dict[str, Any]]) -> 
     assert "No step was better" not in text
 
 
-def test_where_nothing_is_better_the_start_stays(model: Path, data: Path, tmp_path: Path) -> None:
-    report = adapt(data, tmp_path / "out", model=model, learning_rate=1e-12, epochs=1)
+def test_where_nothing_is_better_the_start_stays(
+    adapted: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    start, _ = adapted
+    report = adapt(data, tmp_path / "out", model=start, learning_rate=1e-12, epochs=1)
     assert report["kept_start"]
     assert "No step was better" in markdown(report)
-    for name in ("model.onnx", "model.onnx.data", "config.json", "README.md", "tokenizer.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
+    for name in ("model.onnx", "model.onnx.data", "model.fp32.onnx", "config.json", "README.md", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (start / name).read_bytes()
     methods = by_name(report["picks"]["test"])
     assert methods["before"]["average"] == methods["after"]["average"]
     Scorer(tmp_path / "out")

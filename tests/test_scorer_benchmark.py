@@ -14,6 +14,8 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from tiny_checkpoints import write_checkpoint
+from tiny_joint import write_tiny_joint
 from tiny_model import tiny_tokenizer, write_config
 from tiny_training import tiny_network
 from tokenizers import Tokenizer, processors
@@ -34,6 +36,7 @@ from benchmarks.scorer.sizes import (
 )
 from benchmarks.scorer.twins import PairReader, bert_config, bert_weights, write_twins
 from cappy_lite import Scorer
+from cappy_lite.errors import InputValueError
 from cappy_lite.tokens import TextEncoder
 from cappy_train.batches import Packer
 from cappy_train.evaluate import Question as DevQuestion
@@ -41,6 +44,7 @@ from cappy_train.export import packed_rows
 from cappy_train.graph import GraphWeights, Linear, float_weights, graph_weights, packed_graph, read_weights
 from cappy_train.network import ScorerNetwork
 from cappy_train.quantise import observe, quantise
+from cappy_train.shared_builds import from_saved, shared_graph, shared_weights
 
 SMALL = equal_candidates(20, 3, 6)
 MIXED = mixed_candidates(12, 5, 2, 9)
@@ -103,6 +107,17 @@ def twins(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def question(corpus: Corpus, models: dict[str, Path]) -> Question:
     return draw(corpus, open_tokenizer(models[INT8]), MIXED)
+
+
+def test_a_model_that_others_cannot_read_is_refused(tmp_path: Path) -> None:
+    modern, joint = write_checkpoint(tmp_path / "modern", "modernbert"), write_tiny_joint(tmp_path / "joint")
+    onnx.save(shared_graph(shared_weights(from_saved(modern))), modern / "model.onnx")
+    (modern / "README.md").write_text("# Tiny\n")
+    write_config(modern)
+    for model in (modern, joint):
+        with pytest.raises(InputValueError, match=rf"{model.name} holds no shared model of BERT's build"):
+            write_twins(model, tmp_path / "twins")
+        assert not (tmp_path / "twins").exists()
 
 
 # Sizes

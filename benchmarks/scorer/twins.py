@@ -19,12 +19,14 @@ from tokenizers import Tokenizer
 
 from benchmarks.scorer.rivals import FLOAT32, GRAPH, INT8, JOINT, STANDARD, FloatArray, sigmoid
 from benchmarks.scorer.sizes import open_tokenizer
+from cappy_lite.errors import InputValueError
 from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE, ModelConfig, read_config
 from cappy_lite.session import OUTPUT, import_onnxruntime, session_options
 from cappy_train.bert_names import LINEARS, NORMS
 from cappy_train.export import CONFIG_FILE, seal
 from cappy_train.graph import GraphWeights, float_weights, joint_twin, packed_graph, read_weights
 from cappy_train.graph_builder import save_graph
+from cappy_train.modern_graph import is_modern
 
 # Of GraphWeights' parts, what transformers calls them in a BertForSequenceClassification.
 BERT_LAYER = LINEARS | NORMS
@@ -40,9 +42,18 @@ def write_twins(model: Path, out: Path) -> GraphWeights:
     the weights in float32.
 
     Args:
-        model: folder of a shared model, quantised or not.
+        model: folder of a shared model of BERT's build, quantised or not.
+
+    Raises:
+        InputValueError: the model is of another kind.
     """
-    quantised = read_weights(onnx.load(model / GRAPH_FILE))
+    graph = onnx.load(model / GRAPH_FILE)
+    if read_config(model).graph != "shared" or is_modern(graph):
+        raise InputValueError(
+            f"{model} holds no shared model of BERT's build, whose weights other packages could read as a "
+            "cross-encoder's: give cappy-mini, or another such model"
+        )
+    quantised = read_weights(graph)
     weights = float_weights(quantised)
     config = read_config(model)
     for precision, twin in {INT8: quantised, FLOAT32: weights}.items():

@@ -42,7 +42,7 @@ from cappy_train.evaluate import (
     task_means,
 )
 from cappy_train.evaluation import CONSENSUS, ORACLE, RANDOM, SELF_SCORES, Method, compare, model_scores
-from cappy_train.export import CONFIG_FILE, training_figures, write_model
+from cappy_train.export import CONFIG_FILE, FLOAT_GRAPH_FILE, training_figures, write_model
 from cappy_train.files import Source, find_files, folder_written_whole
 from cappy_train.instances import Candidate, Instance, read_instances
 from cappy_train.network import PackedNetwork
@@ -491,3 +491,5 @@ def _identity(start: Path, name: str, max_tokens: int) -> dict[str, object]:
 def _copy_model(start: Path, folder: Path) -> None:
     for name in (CONFIG_FILE, *read_config(start).files):
         shutil.copyfile(start / name, folder / name)
+    if (start / FLOAT_GRAPH_FILE).exists():  # to be trained further
+        shutil.copyfile(start / FLOAT_GRAPH_FILE, folder / FLOAT_GRAPH_FILE)

@@ -16,12 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from cappy_train.instances import Instance
-from cappy_train.neighbours import rouge_words, varying_parts
+from cappy_train.neighbours import BLOCK_INSTANCES, rouge_words, varying_parts
 
 # The share of instances whose text, if they show one, is asked about.
 ASKED = 0.5
-# Texts whose sentences and words are wrong answers to each other are of so many consecutive instances.
-BLOCK_INSTANCES = 16384
 # A text has so many sentences, of so many words each.
 SENTENCES = range(4, 7)
 SENTENCE_WORDS = range(5, 41)

@@ -26,12 +26,11 @@ from cappy_train.cloze import with_cloze_questions
 from cappy_train.default_data import default_instances
 from cappy_train.files import Source, find_files
 from cappy_train.instances import Candidate, Instance, check_output, read_instances, write_instances
-from cappy_train.neighbours import dice_similarity, normal, varying_parts
+from cappy_train.neighbours import BLOCK_INSTANCES, dice_similarity, normal, varying_parts
 from cappy_train.records import size
 from cappy_train.verification import with_verifications
 
-# Instances among which others are sought, which bounds memory: so many at a time, and of one task and template.
-BLOCK_INSTANCES = 16384
+# Neighbours are sought among so many instances of one task and template at a time.
 POOL_INSTANCES = 1024
 # Neighbours are drawn among so many of the most similar instances.
 NEAREST = 12

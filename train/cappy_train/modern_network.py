@@ -176,16 +176,6 @@ class ModernNetwork(PackedNetwork):
         }
         return [made[kind] for kind in kinds]
 
-    def encode(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        token_type_ids: Tensor,
-        segment_ids: Tensor,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        return self.final_norm(super().encode(input_ids, position_ids, token_type_ids, segment_ids, positions))
-
 
 def from_modern_bert(folder: Path) -> ModernNetwork:
     """A network with the encoder weights of a ModernBERT, and a fresh head drawn from torch's global generator.

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+# What is like an instance is sought among so many consecutive ones at a time, which bounds memory.
+BLOCK_INSTANCES = 16384
+
 
 def dice_similarity(texts: Sequence[str]) -> npt.NDArray[np.float64]:
     """(n, n) float64, 0..1: twice the number of distinct words that two texts share, over the sum of their numbers."""

@@ -116,6 +116,7 @@ class PackedNetwork(TrainableNetwork):
         self.word_embeddings = nn.Embedding(config.vocabulary, config.hidden)
         self.token_type_embeddings = nn.Embedding(2, config.hidden)
         self.layers = nn.ModuleList()  # a build's own
+        self.final_norm: nn.Module = nn.Identity()  # of a build whose layers normalise what they read
         self.head_dense = nn.Linear(config.hidden, config.hidden)
         self.head_output = nn.Linear(config.hidden, 1)
 
@@ -174,7 +175,7 @@ class PackedNetwork(TrainableNetwork):
                 states = checkpoint(layer, states, sight, wanted, use_reentrant=False)
             else:
                 states = layer(states, sight, wanted)
-        return states
+        return self.final_norm(states)
 
     def forward(
         self,
