@@ -64,6 +64,8 @@ _ROUNDING = """
 # What a network was trained on.
 PRETRAINED = """\
 What training made small: {losses}. What it learned from is its maker's to say, here."""
+AVERAGED = """
+Its weights are the mean of these networks' (and their shares): {networks}."""
 ADAPTED = """\
 Last of all it learned from {candidates:,} candidates for {instances:,} instances of {tasks}, by a listwise loss over
 the candidates of each: it is adapted to those, and its scores tell which candidate of an instruction is better, and no

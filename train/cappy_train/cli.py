@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -165,6 +166,20 @@ examples:
 """
 
 
+AVERAGE_DESCRIPTION = """\
+Averages weights: of a run and the encoder that it started from, or of runs of one start. Such a mean can be better than
+either, most of all on tasks that training never saw; shares are chosen on dev. The result is a folder as a run leaves
+one."""
+
+AVERAGE_EXAMPLES = """\
+examples:
+  cappy-train average --networks runs/mine=0.8 MiniLM-L6-H384=0.2 --dev instances.parquet --out runs/averaged
+  cappy-train average --networks runs/first runs/second --out runs/averaged
+  cappy-train export --run runs/averaged --dev instances.parquet --out models/mine --base-model MiniLM-L6-H384 \\
+    --licence Apache-2.0
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 1 after an error, or 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
@@ -193,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_generator,
         _add_distractors,
         _add_pretrain,
+        _add_average,
         _add_export,
         _add_evaluate,
         _add_adapt,
@@ -678,16 +694,17 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
     given = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
     if given["losses"] is not None:
-        given["losses"] = dict(_weight(text) for text in given["losses"])
+        given["losses"] = dict(_weighted(text, "--losses", "squared=0.5") for text in given["losses"])
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
-def _weight(text: str) -> tuple[str, float]:
-    name, _, weight = text.partition("=")
+def _weighted(text: str, option: str, example: str) -> tuple[str, float]:
+    """A name and its weight, 1 where none is given."""
+    name, given, weight = text.rpartition("=")
     try:
-        return name, float(weight or 1)
+        return (name, float(weight)) if given else (text, 1.0)
     except ValueError:
-        raise InputValueError(f"--losses {text}: give a name, or name=weight, such as squared=0.5") from None
+        raise InputValueError(f"{option} {text}: give a name, or name=number, such as {example}") from None
 
 
 def _add_evaluate(stages: Stages) -> None:
@@ -755,6 +772,35 @@ def _pretrain(arguments: argparse.Namespace) -> None:
             work()
         else:
             cluster.train(work, arguments.out, processes=arguments.processes)
+
+
+def _add_average(stages: Stages) -> None:
+    parser = _stage(
+        stages,
+        "average",
+        _average,
+        help="average the weights of runs, or of a run and what it started from",
+        description=AVERAGE_DESCRIPTION,
+        examples=AVERAGE_EXAMPLES,
+    )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME[=SHARE]",
+        help="runs, and what pretrain takes as --base, with their shares (default: 1 each); one must be a run",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the folder to write, to export")
+    parser.add_argument("--dev", nargs="+", metavar="IN", help="files of instances, whose split dev is evaluated on")
+
+
+def _average(arguments: argparse.Namespace) -> None:
+    from cappy_train.averaging import average
+
+    networks = [_weighted(text, "--networks", "runs/mine=0.8") for text in arguments.networks]
+    figures = average(networks, arguments.out, dev=arguments.dev)
+    print(json.dumps({name: round(value, 5) for name, value in figures.items()}))
 
 
 def _add_export(stages: Stages) -> None:

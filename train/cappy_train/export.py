@@ -21,7 +21,7 @@ from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE
 from cappy_lite.packing import PackedRow
 from cappy_lite.session import Session, available_cpus
 from cappy_train.batches import Packer
-from cappy_train.card import PRETRAINED, model_card
+from cappy_train.card import AVERAGED, PRETRAINED, model_card
 from cappy_train.evaluate import Question, dev_questions
 from cappy_train.files import Source, folder_written_whole
 from cappy_train.graph_builder import save_graph
@@ -113,6 +113,9 @@ def export(
     calibrating = questions[::CALIBRATION_STEP]
     checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
     losses = ", ".join(f"{name} (weight {weight:g})" for name, weight in state["settings"]["losses"].items())
+    made = PRETRAINED.format(losses=losses)
+    if "average_of" in state:
+        made += AVERAGED.format(networks=state["average_of"])
     with folder_written_whole(out) as folder:
         write_model(
             folder,
@@ -122,7 +125,7 @@ def export(
             checked,
             identity={**origin, "max_tokens": network.max_tokens},
             training=training,
-            origin=PRETRAINED.format(losses=losses),
+            origin=made,
             float32=float32,
         )
 

@@ -28,6 +28,8 @@ from cappy_train.bert_names import LINEARS, NORMS, OFFSET_FAMILIES, why_not_bert
 from cappy_train.norms import LayerNorm
 from cappy_train.trainable import TrainableNetwork
 
+# What the names of a head's weights begin with.
+HEAD = "head"
 EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
@@ -145,7 +147,7 @@ class PackedNetwork(TrainableNetwork):
         kind, number, *_ = name.split(".")
         if kind == "layers":
             return self.config.layers - int(number)
-        return 0 if kind.startswith(("head", "final")) else self.config.layers + 1
+        return 0 if kind.startswith((HEAD, "final")) else self.config.layers + 1
 
     def draw_head(self) -> None:
         """A fresh head, from torch's global generator."""

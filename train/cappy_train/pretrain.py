@@ -85,20 +85,31 @@ def leave_out_final_stops(tokenizer_file: Path) -> None:
 
 
 def _shared_network(folder: Path, tokenizer: Path) -> PackedNetwork:
-    """A run's result, or the network in a model folder, their heads included; or a checkpoint's with a new head.
+    """What `trained_scorer` finds, or a checkpoint's network with a new head.
 
     `tokenizer` is where its tokenizer.json is written.
     """
     if not (folder / TOKENIZER_FILE).is_file():
         raise InputValueError(f"{folder / TOKENIZER_FILE} is missing: save the checkpoint's tokenizer there")
     shutil.copyfile(folder / TOKENIZER_FILE, tokenizer)
+    network = trained_scorer(folder)
+    if network is None:
+        network = from_saved(folder)
+        leave_out_final_stops(tokenizer)
+    return network
+
+
+def trained_scorer(folder: Path) -> PackedNetwork | None:
+    """A run's result, or the network in a model folder, their heads included; None: there is an encoder at most.
+
+    Raises:
+        InputValueError, ModelError: what there is is damaged, or of another kind.
+    """
     if (folder / CHECKPOINT).is_file():
         return trained_network(folder)
     if (folder / GRAPH_FILE).is_file() and not (folder / "model.safetensors").exists():
         return network_of(folder)
-    network = from_saved(folder)
-    leave_out_final_stops(tokenizer)
-    return network
+    return None
 
 
 def base_folder(base: str) -> Path:
