@@ -19,10 +19,12 @@ parse_args = ArgumentParser.parse_args
 
 def stage(parser, argv):
     values = vars(parse_args(parser, argv))
-    for name in ("data", "default_data", "run", "dev", "model"):
+    for name in ("data", "default_data", "run", "dev", "model", "base"):
         inputs = values.get(name) or []
         for path in [inputs] if isinstance(inputs, (str, Path)) else inputs:
             assert Path(path).exists(), (name, path)
+    for network in (text.rpartition("=")[0] for text in values.get("networks") or []):
+        assert network == "MiniLM-L6-H384" or Path(network).exists(), network
     with open({log!r}, "a") as log:
         print(argv[0], file=log)
     if argv[0] == {stop!r}:
@@ -31,14 +33,14 @@ def stage(parser, argv):
     if out.suffix:
         out.touch()
     else:
-        out.mkdir(exist_ok=argv[0] not in ("distractors", "export"))
+        out.mkdir(exist_ok=argv[0] not in ("distractors", "average", "export"))
     sys.exit()
 
 
 ArgumentParser.parse_args = stage
 main(sys.argv[1:])
 """
-STAGES = ["distractors", "generator", "sample", "annotate", "pretrain", "export"]
+STAGES = ["distractors", "generator", "sample", "annotate", "pretrain", "pretrain", "average", "export"]
 
 
 def run(tmp_path: Path, *, stop: str | None = None) -> tuple[int, list[str]]:
@@ -69,4 +71,4 @@ def test_it_stops_where_a_stage_fails_and_goes_on(tmp_path: Path) -> None:
     assert run(tmp_path, stop="annotate") == (1, STAGES[:4])
     # What was made at once isn't made again; stages that know where they stopped are asked again.
     assert run(tmp_path) == (0, STAGES[1:])
-    assert run(tmp_path) == (0, STAGES[1:-1])
+    assert run(tmp_path) == (0, STAGES[1:-2])
