@@ -261,7 +261,7 @@ def check_parity(parity: Parity, *, only_orders: bool = False) -> None:
     """Raises ModelError unless the graphs agree with the network as they must; a figure that is NaN doesn't.
 
     only_orders: scores order the candidates of an instruction, and mean no more. They may differ by more then, and
-        there needn't be any clear question, as there mayn't among few.
+        there may be few clear questions, or none: so picks that change are allowed two standard deviations of chance.
     """
     if not parity.network_difference <= MAX_NETWORK_DIFFERENCE:
         raise ModelError(
@@ -269,12 +269,15 @@ def check_parity(parity: Parity, *, only_orders: bool = False) -> None:
             f"{MAX_NETWORK_DIFFERENCE}: the checkpoint is damaged, or the graph no longer follows the network"
         )
     most = MAX_ORDERING_DIFFERENCE if only_orders else MAX_QUANTISED_DIFFERENCE
-    same = parity.same_pick >= MIN_SAME_PICK or (only_orders and not parity.clear_questions)
+    least = MIN_SAME_PICK
+    if only_orders and parity.clear_questions:
+        least -= 2 * math.sqrt(MIN_SAME_PICK * (1 - MIN_SAME_PICK) / parity.clear_questions)
+    same = parity.same_pick >= least or (only_orders and not parity.clear_questions)
     if not (parity.quantised_difference <= most and same):
         raise ModelError(
             f"8 bits don't hold this network: scores differ by {parity.quantised_difference:.4f} in the mean (at most "
             f"{most} is allowed), and {parity.same_pick:.1%} of {parity.clear_questions} clear "
-            f"questions keep their best candidate (at least {MIN_SAME_PICK:.0%}): train longer, or at a lower rate, or "
+            f"questions keep their best candidate (at least {least:.1%}): train longer, or at a lower rate, or "
             "export it in float32 (--float32)"
         )
 
