@@ -50,13 +50,20 @@ def made(instances: list[Instance], seed: int = 0) -> list[Instance]:
     return [one for one in with_cloze_questions(instances, seed=seed) if one.template == "cloze"]
 
 
+def without_list(question: Instance) -> tuple[str, list[str]]:
+    """A question's instruction before the choices that it lists, and these."""
+    asked, *listed = question.instruction.split("\n- ")
+    return asked, listed
+
+
 def filled(question: Instance) -> str | None:
     """The text that a question about a sentence is of, with its answer in its place; None of one about a word."""
+    asked, _ = without_list(question)
     for place, wordings in SENTENCE_WORDINGS.items():
         for wording in wordings:
             before, after = wording.split("{text}")
-            if question.instruction.startswith(before) and question.instruction.endswith(after):
-                shown = question.instruction[len(before) : len(question.instruction) - len(after)]
+            if asked.startswith(before) and asked.endswith(after):
+                shown = asked[len(before) : len(asked) - len(after)]
                 answer = question.references[0]
                 whole = {"first": f"{answer} {shown}", "last": f"{shown} {answer}"}
                 return whole.get(place, shown.replace(GAP, answer))
@@ -66,23 +73,29 @@ def filled(question: Instance) -> str | None:
 def test_what_was_taken_out_of_a_text_is_right_and_of_others_wrong() -> None:
     texts = [text(TOPICS[number % 4], number) for number in range(400)]
     questions = made(INSTANCES)
-    assert 100 < len(questions) < 220
+    assert 200 < len(questions) <= 400
     kinds = Counter()
+    lists = 0
     for question in questions:
         assert question.choices is not None
         (right,) = question.references
         assert 2 <= len(question.choices) <= 4
         assert question.choices.count(right) == 1
+        asked, listed = without_list(question)
+        assert sorted(listed) in ([], sorted(question.choices))
+        lists += bool(listed)
         if " " not in right:
-            assert right not in question.instruction.split()
+            assert right not in asked.split()
             assert question.instruction.startswith(tuple(wording.split("{text}")[0] for wording in WORD_WORDINGS))
             kinds["word"] += 1
         else:
-            assert any(filled(question) in whole for whole in texts)
-            own = text(question.task, int(question.id.removeprefix("i").removesuffix(":cloze")))
-            assert not any(choice in own for choice in question.choices if choice != right)
+            own = filled(question)
+            assert own is not None
+            assert any(own in whole for whole in texts)
+            assert not any(f" {choice}" in f" {own}" for choice in question.choices if choice != right)
             kinds["sentence"] += 1
     assert min(kinds.values()) > 10
+    assert 0.35 < lists / len(questions) < 0.65
 
 
 def test_the_instances_stay_and_what_they_all_begin_with_is_not_asked_about() -> None:
@@ -96,8 +109,7 @@ def test_draws_follow_from_the_seed() -> None:
     assert made(INSTANCES) != made(INSTANCES, seed=1)
 
 
-def test_a_text_is_asked_about_once_and_only_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloze, "ASKED", 1.0)
+def test_a_text_is_asked_about_once_and_only_in_training() -> None:
     again = [replace(one, id=f"{one.id} again", template="other") for one in INSTANCES]
     assert len(made([*INSTANCES, *again])) <= len(INSTANCES)
     assert made([replace(one, split="dev") for one in INSTANCES]) == []

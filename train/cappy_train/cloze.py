@@ -18,14 +18,14 @@ from itertools import islice
 from cappy_train.instances import Instance
 from cappy_train.neighbours import BLOCK_INSTANCES, rouge_words, varying_parts
 
-# The share of instances whose text, if they show one, is asked about.
-ASKED = 0.5
 # A text has so many sentences, of so many words each.
 SENTENCES = range(4, 7)
 SENTENCE_WORDS = range(5, 41)
 # Wrong choices: as many of texts of the same task, and of any task.
 SAME_TASK, ANY_TASK = 2, 1
 GAP = "[...]"
+# The share of questions that list their choices.
+LISTED = 0.5
 # A text is about words that so many texts have, of so many letters: rarer ones are names and slips.
 LEAST_TEXTS = 5
 LEAST_LETTERS = 4
@@ -64,7 +64,7 @@ class Passage:
 
 
 def with_cloze_questions(instances: Iterable[Instance], *, seed: int) -> Iterator[Instance]:
-    """The instances in their order, and after some of split train that show a text a question about that text.
+    """The instances in their order, and after those of split train that show a text a question about that text.
 
     What an instance gets depends on the seed and on the instances of its block (BLOCK_INSTANCES in their order).
     """
@@ -105,7 +105,7 @@ def _questions(block: Sequence[Instance], seed: int) -> dict[str, Instance]:
 
 
 def _passages(block: Sequence[Instance], seed: int) -> list[Passage]:
-    """Passages of instances that are drawn, each once; not of what all of a task and template begin with."""
+    """Passages of instances, each once; not of what all of a task and template begin with."""
     pools: dict[tuple[str, str | None], list[Instance]] = defaultdict(list)
     for instance in block:
         if instance.split == "train":
@@ -115,7 +115,7 @@ def _passages(block: Sequence[Instance], seed: int) -> list[Passage]:
         for instance, text in zip(pool, varying_parts([instance.instruction for instance in pool]), strict=True):
             rng = random.Random(f"{seed}:{instance.id}:passage")
             paragraph = longest_paragraph(text)
-            if rng.random() < ASKED and paragraph not in found and (sentences := passage_of(paragraph, rng)):
+            if paragraph not in found and (sentences := passage_of(paragraph, rng)):
                 found[paragraph] = Passage(instance, sentences)
     return list(found.values())
 
@@ -145,7 +145,7 @@ def _sentence_question(passage: Passage, others: Sequence[Passage], rng: random.
     if place == "middle":
         sentences.insert(at, GAP)
     wrong = [rng.choice(other.sentences) for other in others]
-    return _question(passage, rng.choice(SENTENCE_WORDINGS[place]), " ".join(sentences), right, wrong)
+    return _question(passage, rng.choice(SENTENCE_WORDINGS[place]), " ".join(sentences), right, wrong, rng)
 
 
 def _word_question(
@@ -156,7 +156,7 @@ def _word_question(
     wrong = [telling_word(other, frequencies) for other in others]
     if len(without) < 2 or right in wrong:
         return None
-    return _question(passage, rng.choice(WORD_WORDINGS), " ".join(without), right, wrong)
+    return _question(passage, rng.choice(WORD_WORDINGS), " ".join(without), right, wrong, rng)
 
 
 def telling_word(passage: Passage, frequencies: Counter[str]) -> str:
@@ -167,16 +167,21 @@ def telling_word(passage: Passage, frequencies: Counter[str]) -> str:
     return max(known, key=lambda word: counts[word] / math.log(1 + frequencies[word]), default="")
 
 
-def _question(passage: Passage, wording: str, text: str, right: str, wrong: Iterable[str]) -> Instance | None:
+def _question(
+    passage: Passage, wording: str, text: str, right: str, wrong: Iterable[str], rng: random.Random
+) -> Instance | None:
     """A question with two choices at least, or none."""
     choices = sorted({right, *wrong} - {""})
     if right not in choices or len(choices) < 2:
         return None
+    instruction = wording.format(text=text)
+    if rng.random() < LISTED:
+        instruction += "".join(f"\n- {choice}" for choice in rng.sample(choices, len(choices)))
     return replace(
         passage.instance,
         id=f"{passage.instance.id}:cloze",
         template="cloze",
-        instruction=wording.format(text=text),
+        instruction=instruction,
         references=(right,),
         candidates=(),
         choices=tuple(choices),

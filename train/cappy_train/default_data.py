@@ -21,7 +21,7 @@ from cappy_train.templates import read_templates, render
 ROW_DATASETS = ("rotten_tomatoes", "trec")
 ROWS_PER_DATASET = 4000
 # At most so many instances of a task of instruction_induction: nearly half of that file are sums and numerals.
-INDUCTION_PER_TASK = 600
+INDUCTION_PER_TASK = 300
 # But all of these, which ask for the meaning of what they show: few tasks do.
 INDUCTION_WHOLE = frozenset({"sentence_similarity", "sentiment"})
 # Never trained on, since the paper's held-out tasks are to stay unseen: tasks made of natural-language-inference sets,

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cappy_lite.errors import InputValueError
+from cappy_train.claims import with_claims
 from cappy_train.cloze import with_cloze_questions
 from cappy_train.default_data import default_instances
 from cappy_train.files import Source, find_files
@@ -35,7 +36,7 @@ POOL_INSTANCES = 1024
 # Neighbours are drawn among so many of the most similar instances.
 NEAREST = 12
 # The share of instances with a probe of each kind, with a random answer beside choices, and with a span.
-PROBED, RANDOM, SPANNED = 0.2, 0.4, 0.6
+PROBED, RANDOM, SPANNED = 0.35, 0.4, 0.6
 # Texts that look like nothing, which people and language models send as answers all the same.
 EMPTY_LOOKING = ("", " ", ".", "-", "...", "?", "N/A", "n/a", "none", "null", "\n", '""', "[]", "1.", "Answer:")
 # A copied instruction has so many words at most: a longer one would fill a row.
@@ -66,8 +67,8 @@ def write_default_data(
 ) -> tuple[int, Counter[str]]:
     """Writes a file of the default model's instances (see `default_data`).
 
-    They have distractors, and questions about texts (see `cloze`) and about answers (see `verification`) stand among
-    them.
+    They have distractors, and among them stand questions about texts (see `cloze`), about claims, and about answers
+    (see `verification`).
 
     Args:
         folder, out: the folder of data sets, and the file to write: .jsonl, .jsonl.gz or .parquet.
@@ -82,7 +83,7 @@ def write_default_data(
     """
     check_output(out)
     instances, removed = default_instances(folder, seed=seed, hold_out=hold_out)
-    asked = list(with_cloze_questions(instances, seed=seed))
+    asked = list(with_claims(with_cloze_questions(instances, seed=seed), seed=seed))
     with tqdm(with_distractors(asked, seed=seed), "distractors", len(asked), disable=None) as made:
         return write_instances(out, with_verifications(made, seed=seed)), removed
 

@@ -1,0 +1,144 @@
+"""Questions about claims that texts bear out, deny, or leave open."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from cappy_train import claims
+from cappy_train.claims import MOST_OF_A_TASK, WORDINGS, negated, with_claims, with_other_fact
+from cappy_train.instances import Instance
+
+BEGINNING = "Say in short what the text says."
+CITIES = ("Paris", "Lima", "Oslo", "Quito")
+OTHERS = ("Bergen", "Turin", "Porto")
+FIRST = ("Soon", "Later", "Then", "Once")
+
+
+def text(number: int) -> str:
+    city, other = CITIES[number % 4], OTHERS[number % 3]
+    return (
+        f"{FIRST[number % 4]} in {1000 + number} the people of {city} were happy with the new bridge number {number}. "
+        f"They had seen one in {other} that was {7 + number} years old by then. It rained."
+    )
+
+
+INSTANCES = [
+    Instance(
+        id=f"i{number}",
+        task="bridges",
+        template="ask",
+        instruction=f"{BEGINNING}\n{text(number)}",
+        references=(f"People of {CITIES[number % 4]} were happy with bridge number {number}.",),
+        candidates=(),
+        choices=None,
+        split="train",
+    )
+    for number in range(400)
+]
+
+
+def made(instances: list[Instance], seed: int = 0) -> list[Instance]:
+    return [one for one in with_claims(instances, seed=seed) if one.template == "claim"]
+
+
+def parts(question: Instance) -> tuple[str, str, tuple[str, ...]]:
+    """A question's text and claim, and the answers by SAYS, DENIES and OPEN."""
+    for wording, *answers in WORDINGS:
+        pieces = wording.replace("{claim}", "{text}").split("{text}")
+        first, last = len(pieces[0]), len(question.instruction) - len(pieces[2])
+        inner = question.instruction[first:last]
+        if question.instruction == pieces[0] + inner + pieces[2] and inner.count(pieces[1]) == 1:
+            shown = inner.split(pieces[1])
+            return (*(shown if wording.index("{text}") < wording.index("{claim}") else shown[::-1]), tuple(answers))
+    raise AssertionError(question.instruction)
+
+
+def facts(sentence: str) -> set[str]:
+    """Its names, its numbers with the words before them, and whether it denies: all that makes two sentences differ."""
+    words = [word.strip(".,") for word in sentence.split()]
+    names = {word for word in words if word in CITIES + OTHERS}
+    numbers = {f"{before} {word}" for before, word in pairwise(words) if word.isdigit()}
+    return names | numbers | ({"not"} & set(words))
+
+
+def is_said(claim: str, shown: str) -> bool:
+    """Whether one sentence of the text has the facts of the claim, and denies or not as the claim does."""
+    said = [facts(sentence) for sentence in shown.split(". ")]
+    return any(facts(claim) <= own and ("not" in facts(claim)) == ("not" in own) for own in said)
+
+
+def test_the_answer_is_what_the_text_says_of_the_claim() -> None:
+    questions = made(INSTANCES)
+    assert 100 < len(questions) <= MOST_OF_A_TASK
+    answers = Counter()
+    for question in questions:
+        shown, claim, answers_of_wording = parts(question)
+        assert BEGINNING not in question.instruction
+        assert question.choices == tuple(dict.fromkeys(answers_of_wording))
+        (answer,) = question.references
+        says, denies, left_open = answers_of_wording
+        assert (answer == says) == is_said(claim, shown), question.instruction
+        if denies != left_open:
+            answers["says" if answer == says else "denies" if answer == denies else "open"] += 1
+            own = CITIES[int(question.id.removeprefix("i").removesuffix(":claim")) % 4]
+            assert answer != denies or own in shown
+    assert min(answers.values()) > 0.15 * sum(answers.values())
+
+
+def test_neither_text_nor_claim_tells_the_answer_of_a_repeated_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "RETELLINGS", 0.0)
+    original = {sentence for number in range(400) for sentence in text(number).split(". ")}
+    seen = Counter()
+    for question in made(INSTANCES):
+        _, claim, (says, denies, left_open) = parts(question)
+        if question.references[0] == says or (denies != left_open and question.references[0] == denies):
+            seen[question.references[0] == says, claim.removesuffix(".") in original] += 1
+    assert min(seen[case] for case in ((True, True), (True, False), (False, True), (False, False))) > 5
+
+
+def test_the_instances_stay_and_questions_follow_from_the_seed() -> None:
+    out = list(with_claims(INSTANCES, seed=0))
+    assert [one for one in out if one.template != "claim"] == INSTANCES
+    assert made(INSTANCES) == made(INSTANCES)
+    assert made(INSTANCES) != made(INSTANCES, seed=1)
+
+
+def test_other_splits_long_texts_and_equal_ones_are_passed_over() -> None:
+    assert made([replace(one, split="dev") for one in INSTANCES]) == []
+    assert made([replace(one, instruction=one.instruction + " Yes, it is so." * 40) for one in INSTANCES]) == []
+    again = [replace(one, id=f"{one.id} again", template="other") for one in INSTANCES]
+    assert {one.id for one in made([*INSTANCES, *again])} <= {f"{one.id}:claim" for one in INSTANCES}
+
+
+def test_an_answer_that_the_task_wants_wrong_is_no_retelling() -> None:
+    wrong = [replace(one, task="incorrect_summary") for one in INSTANCES]
+    assert any(parts(question)[1].startswith("People") for question in made(INSTANCES))
+    assert not any(parts(question)[1].startswith("People") for question in made(wrong))
+
+
+@pytest.mark.parametrize(
+    ("claim", "shown", "changed"),
+    [
+        ("It was 12 of them", "12 came and 15 went", "It was 15 of them"),
+        ("she saw Anna go", "Anna was seen, and then Bob was", "she saw Bob go"),
+        ("she saw Anna go", "Anna was seen", None),
+        ("Bread is good", "Bread is good, and Wine", None),
+    ],
+)
+def test_a_fact_is_changed_to_another_one_of_the_text(claim: str, shown: str, changed: str | None) -> None:
+    assert with_other_fact(claim, shown, random.Random(0)) == changed
+
+
+@pytest.mark.parametrize(
+    ("sentence", "other"),
+    [
+        ("It was late and was dark.", "It was not late and was dark."),
+        ("It was not late and is dark.", "It was late and is dark."),
+        ("They came late.", None),
+    ],
+)
+def test_a_sentence_is_negated_or_not_any_more(sentence: str, other: str | None) -> None:
+    assert negated(sentence) == other
