@@ -93,7 +93,8 @@ def average(networks: Sequence[tuple[str, float]], out: Path, *, dev: Source | N
         }
         torch.save(result, folder / CHECKPOINT)
         shutil.copyfile(runs[-1] / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-        (folder / LOG).write_text(json.dumps({"step": state["step"], **figures}) + "\n", encoding="utf-8")
+        rounded = {name: round(value, 5) for name, value in figures.items()}
+        (folder / LOG).write_text(json.dumps({"step": state["step"], **rounded}) + "\n", encoding="utf-8")
     return figures
 
 

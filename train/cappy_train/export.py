@@ -274,11 +274,12 @@ def check_parity(parity: Parity, *, only_orders: bool = False) -> None:
         least -= 2 * math.sqrt(MIN_SAME_PICK * (1 - MIN_SAME_PICK) / parity.clear_questions)
     same = parity.same_pick >= least or (only_orders and not parity.clear_questions)
     if not (parity.quantised_difference <= most and same):
+        remedy = "adapt a model in float32" if only_orders else "export it in float32 (--float32)"
         raise ModelError(
             f"8 bits don't hold this network: scores differ by {parity.quantised_difference:.4f} in the mean (at most "
             f"{most} is allowed), and {parity.same_pick:.1%} of {parity.clear_questions} clear "
             f"questions keep their best candidate (at least {least:.1%}): train longer, or at a lower rate, or "
-            "export it in float32 (--float32)"
+            f"{remedy}"
         )
 
 
