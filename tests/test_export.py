@@ -270,7 +270,7 @@ def test_a_network_that_8_bits_do_not_hold_is_refused(network: ScorerNetwork, da
         broken.load_state_dict(network.state_dict())
         broken.head_output.weight *= 1000  # the least error decides between 0 and 1
     run = write_run(tmp_path / "run", broken)
-    with pytest.raises(ModelError, match="8 bits don't hold this network.*(--float32)"):
+    with pytest.raises(ModelError, match=r"8 bits don't hold this network.*--float32"):
         export(run, data, tmp_path / "models" / "out", **IDENTITY)
     assert not list((tmp_path / "models").iterdir())
 
