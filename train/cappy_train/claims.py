@@ -12,11 +12,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
-from cappy_train.cloze import longest_paragraph
+from cappy_train.cloze import followed_by, longest_paragraph
 from cappy_train.instances import Instance
-from cappy_train.neighbours import BLOCK_INSTANCES, rouge_words, varying_parts
+from cappy_train.neighbours import rouge_words, varying_parts
 
 # The share of texts that are asked about.
 ASKED = 0.6
@@ -67,13 +66,7 @@ def with_claims(instances: Iterable[Instance], *, seed: int) -> Iterator[Instanc
 
     What an instance gets depends on the seed and on the instances of its block (BLOCK_INSTANCES in their order).
     """
-    remaining = iter(instances)
-    while block := list(islice(remaining, BLOCK_INSTANCES)):
-        questions = _questions(block, seed)
-        for instance in block:
-            yield instance
-            if instance.id in questions:
-                yield questions[instance.id]
+    return followed_by(instances, lambda block: _questions(block, seed))
 
 
 def _questions(block: Sequence[Instance], seed: int) -> dict[str, Instance]:

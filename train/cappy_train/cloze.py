@@ -11,7 +11,7 @@ import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -68,9 +68,19 @@ def with_cloze_questions(instances: Iterable[Instance], *, seed: int) -> Iterato
 
     What an instance gets depends on the seed and on the instances of its block (BLOCK_INSTANCES in their order).
     """
+    return followed_by(instances, lambda block: _questions(block, seed))
+
+
+def followed_by(
+    instances: Iterable[Instance], questions_of: Callable[[Sequence[Instance]], Mapping[str, Instance]]
+) -> Iterator[Instance]:
+    """The instances in their order, each followed by its question if it has one.
+
+    questions_of: the questions on a block of instances, by the ids of those that they follow.
+    """
     remaining = iter(instances)
     while block := list(islice(remaining, BLOCK_INSTANCES)):
-        questions = _questions(block, seed)
+        questions = questions_of(block)
         for instance in block:
             yield instance
             if instance.id in questions:
