@@ -146,7 +146,7 @@ def test_gradients_in_bfloat16_are_those_of_float32(folder: Path, tmp_path: Path
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
 def test_it_learns_and_its_model_folder_scores_as_it_does(folder: Path, tmp_path: Path, family: str) -> None:
-    settings = replace(SETTINGS, steps=40, batch_tokens=1000, checkpoint_every=10, evaluate_every=40, responses=4)
+    settings = replace(SETTINGS, steps=80, batch_tokens=1000, checkpoint_every=20, evaluate_every=80, responses=4)
     instances = folder / "instances.jsonl.gz"
     run = tmp_path / "run"
     pretrain(folder / "pairs", run, dev=instances, base=str(folder / family), graph="joint", settings=settings)
@@ -171,7 +171,7 @@ def test_it_learns_and_its_model_folder_scores_as_it_does(folder: Path, tmp_path
         assert np.abs(scorer.score(long, CANDIDATES) - expected[1]).max() < 1e-4
     config = json.loads((tmp_path / "exact" / "config.json").read_text())
     assert (config["graph"], config["score_activation"], config["max_tokens"]) == ("joint", "sigmoid", settings.long)
-    assert config["training"]["steps"] == 40
+    assert config["training"]["steps"] == 80
     assert (
         f"| choice_dev_accuracy | {figures['choice_dev_accuracy']:.3f} |"
         in (tmp_path / "exact" / "README.md").read_text()
