@@ -11,12 +11,12 @@ from cappy_train.cloze import (
     GAP,
     SENTENCE_WORDINGS,
     WORD_WORDINGS,
-    longest_paragraph,
     passage_of,
     telling_word,
     with_cloze_questions,
 )
 from cappy_train.instances import Instance
+from cappy_train.shown_texts import longest_paragraph
 
 TOPICS = ("rivers", "engines", "gardens", "violins")
 BEGINNING = "Read the text that follows here. Then answer the question. It is a short one. You can do it well."

@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cappy_train.cloze import followed_by, longest_paragraph
 from cappy_train.instances import Instance
-from cappy_train.neighbours import rouge_words, varying_parts
+from cappy_train.neighbours import rouge_words
+from cappy_train.shown_texts import followed_by, shown_paragraphs
 
 # The share of texts that are asked about.
 ASKED = 0.6
@@ -84,20 +84,14 @@ def _questions(block: Sequence[Instance], seed: int) -> dict[str, Instance]:
 
 
 def _texts(block: Sequence[Instance], seed: int) -> list[Text]:
-    """Some of the texts that instances show, each once; not what all instructions of a task and template begin with."""
-    pools: dict[tuple[str, str | None], list[Instance]] = defaultdict(list)
-    for instance in block:
-        if instance.split == "train" and instance.template != "cloze":
-            pools[instance.task, instance.template].append(instance)
+    """Some of the texts that instances show, each once; none that a question of `cloze` left a gap in."""
     found: dict[tuple[str, ...], Text] = {}
-    for pool in pools.values():
-        for instance, shown in zip(pool, varying_parts([one.instruction for one in pool]), strict=True):
-            sentences = longest_paragraph(shown)
-            words = sum(len(sentence.split()) for sentence in sentences)
-            whole = " ".join(sentences)
-            drawn = random.Random(f"{seed}:{whole}:claimed").random() < ASKED
-            if drawn and words in TEXT_WORDS and sentences not in found:
-                found[sentences] = Text(instance, sentences, tuple(_retellings(instance, whole)))
+    for instance, sentences in shown_paragraphs(one for one in block if one.template != "cloze"):
+        words = sum(len(sentence.split()) for sentence in sentences)
+        whole = " ".join(sentences)
+        drawn = random.Random(f"{seed}:{whole}:claimed").random() < ASKED
+        if drawn and words in TEXT_WORDS and sentences not in found:
+            found[sentences] = Text(instance, sentences, tuple(_retellings(instance, whole)))
     return list(found.values())
 
 

@@ -11,12 +11,12 @@ import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from cappy_train.instances import Instance
-from cappy_train.neighbours import BLOCK_INSTANCES, rouge_words, varying_parts
+from cappy_train.neighbours import rouge_words
+from cappy_train.shown_texts import followed_by, shown_paragraphs
 
 # A text has so many sentences, of so many words each.
 SENTENCES = range(4, 7)
@@ -71,22 +71,6 @@ def with_cloze_questions(instances: Iterable[Instance], *, seed: int) -> Iterato
     return followed_by(instances, lambda block: _questions(block, seed))
 
 
-def followed_by(
-    instances: Iterable[Instance], questions_of: Callable[[Sequence[Instance]], Mapping[str, Instance]]
-) -> Iterator[Instance]:
-    """The instances in their order, each followed by its question if it has one.
-
-    questions_of: the questions on a block of instances, by the ids of those that they follow.
-    """
-    remaining = iter(instances)
-    while block := list(islice(remaining, BLOCK_INSTANCES)):
-        questions = questions_of(block)
-        for instance in block:
-            yield instance
-            if instance.id in questions:
-                yield questions[instance.id]
-
-
 def _questions(block: Sequence[Instance], seed: int) -> dict[str, Instance]:
     """By the id of the instance whose text they are about."""
     passages = _passages(block, seed)
@@ -115,25 +99,13 @@ def _questions(block: Sequence[Instance], seed: int) -> dict[str, Instance]:
 
 
 def _passages(block: Sequence[Instance], seed: int) -> list[Passage]:
-    """Passages of instances, each once; not of what all of a task and template begin with."""
-    pools: dict[tuple[str, str | None], list[Instance]] = defaultdict(list)
-    for instance in block:
-        if instance.split == "train":
-            pools[instance.task, instance.template].append(instance)
+    """Passages of the texts that instances show, each text once."""
     found: dict[tuple[str, ...], Passage] = {}
-    for pool in pools.values():
-        for instance, text in zip(pool, varying_parts([instance.instruction for instance in pool]), strict=True):
-            rng = random.Random(f"{seed}:{instance.id}:passage")
-            paragraph = longest_paragraph(text)
-            if paragraph not in found and (sentences := passage_of(paragraph, rng)):
-                found[paragraph] = Passage(instance, sentences)
+    for instance, paragraph in shown_paragraphs(block):
+        rng = random.Random(f"{seed}:{instance.id}:passage")
+        if paragraph not in found and (sentences := passage_of(paragraph, rng)):
+            found[paragraph] = Passage(instance, sentences)
     return list(found.values())
-
-
-def longest_paragraph(text: str) -> tuple[str, ...]:
-    """The sentences of the line that has the most."""
-    lines = (tuple(re.split(r"(?<=[.!?])\s+(?=[A-Z\"'])", line.strip())) for line in text.splitlines())
-    return max(lines, key=len, default=())
 
 
 def passage_of(paragraph: Sequence[str], rng: random.Random) -> tuple[str, ...]:
