@@ -162,6 +162,7 @@ def write_tiny_groups(folder: Path) -> Path:
         ("topic", {"ag_news": 20}),
         ("intent", {"trec": 10}),
         ("yes-no", {"glue_qqp": 30}),
+        ("sets", {"ag_news": 20, "rotten_tomatoes": 20, "trec": 10}),
     ],
 )
 def test_of_a_group_held_out_nothing_is_trained_on_and_questions_are_dev(

@@ -586,7 +586,7 @@ def _add_distractors(stages: Stages) -> None:
         "--hold-out",
         metavar="NAME",
         help="of the default data: train on nothing of this group of tasks, whose questions become split dev; "
-        "sentiment, topic, intent or yes-no",
+        "sets (one of each kind), sentiment, topic, intent or yes-no",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the file to write: .jsonl, .jsonl.gz or .parquet"

@@ -45,6 +45,8 @@ UNSEEN = frozenset({"ag_news"})
 # What belongs together, to be held out of training as a whole: tasks, or single templates of a task after its name. Not
 # only classifications, but whatever tells of the same: transfer from negative to positive, titles such as "Five Stars".
 GROUPS = {
+    # A data set of each of the following kinds, of which others stay, and what has the same examples.
+    "sets": frozenset({"ag_news", "glue_mrpc", "rotten_tomatoes", "sentiment", "task1289_trec_classification", "trec"}),
     "sentiment": frozenset(
         {
             "amazon_polarity",
