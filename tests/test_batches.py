@@ -56,6 +56,36 @@ def test_a_batch_has_each_rows_tokens_labels_and_scored_places(base: Path) -> No
         assert moved.input_ids.is_meta
 
 
+def words(packer: Packer, count: int, word: str) -> str:
+    assert len(packer.encode(word)) == 1
+    return " ".join([word] * count)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "instruction", "kept"),
+    [
+        # As the first one alone leaves room for, and what is longer loses its end.
+        ((5, 100, 5), 192, (5, 61, 5)),
+        # As the last one leaves room for, since it is longer.
+        ((5, 5, 100), 128, (5, 5, 100)),
+        # What answers best is never cut to less than it keeps alone.
+        ((100, 300, 5), 128, (100, 125, 5)),
+        ((0, 100, 0), 192, (0, 61, 0)),
+    ],
+)
+def test_long_responses_stay_in_the_row_of_a_long_instruction(
+    base: Path, lengths: tuple[int, ...], instruction: int, kept: tuple[int, ...]
+) -> None:
+    packer = Packer(base / "tokenizer.json")
+    responses = tuple(words(packer, length, "cat") for length in lengths)
+    (row,) = packer.token_rows([LabelledRow(words(packer, 400, "dog"), responses, (1.0, 0.0, 0.0))], [256])
+    batch = packer.batch([row])
+    assert batch.labels[0, :3].tolist() == [1.0, 0.0, 0.0]
+    assert int((batch.segment_ids == 0).sum()) == instruction + 2
+    assert tuple(int((batch.segment_ids == at).sum()) - 1 for at in (1, 2, 3)) == kept
+    assert int(batch.position_ids.max()) < 256
+
+
 def test_scores_are_those_of_each_candidate_on_its_own(base: Path) -> None:
     torch.manual_seed(0)
     network = from_bert(base).eval()

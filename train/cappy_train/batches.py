@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from cappy_lite.errors import InputValueError
-from cappy_lite.packing import INSTRUCTION_FLOOR, PackedRow, pack
+from cappy_lite.packing import INSTRUCTION_FLOOR, Group, PackedRow, cut_lengths, cut_middle, pack, row_of
 from cappy_lite.packing import SPECIAL_TOKENS as PAIR_SPECIAL_TOKENS
 from cappy_lite.tokens import TextEncoder, read_tokenizer
 from cappy_train.trainable import Places
@@ -132,9 +132,18 @@ class Packer:
     def _training_row(
         self, instruction: Sequence[int], responses: Sequence[Sequence[int]], max_tokens: int
     ) -> PackedRow:
-        """The one row of several that has the first response; the others are left out."""
-        rows = self.pack(instruction, responses, max_tokens)
-        return next(row for row in rows if 0 in row.candidate_indices)
+        """One row, in which all responses see the same tokens of the instruction; those beyond ROW_TOKENS are left out.
+
+        The instruction is cut as it would be beside the first response alone, or beside the last one if that is longer;
+        a response that is longer still loses its end. So, where the last one is any of them, long responses are seen
+        beside long instructions by either way of cutting.
+        """
+        longest = max(len(responses[0]), len(responses[-1]))
+        cut = cut_lengths(len(instruction), longest, max_tokens)
+        head = [self.cls_id, *cut_middle(instruction, cut.instruction), self.sep_id]
+        room = max_tokens - len(head) - 1
+        group = Group(head, [[*ids[:room], self.sep_id] for ids in responses], range(len(responses)))
+        return row_of([next(group.parts(ROW_TOKENS - len(head)))])
 
     def batch(self, rows: Sequence[TokenRow]) -> Batch:
         """Rows as a batch: padded to the length of the longest, and with places for the most candidates."""

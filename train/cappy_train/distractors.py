@@ -40,7 +40,7 @@ PROBED, RANDOM, SPANNED = 0.35, 0.4, 0.6
 # Texts that look like nothing, which people and language models send as answers all the same.
 EMPTY_LOOKING = ("", " ", ".", "-", "...", "?", "N/A", "n/a", "none", "null", "\n", '""', "[]", "1.", "Answer:")
 # A copied instruction has so many words at most: a longer one would fill a row.
-COPIED_WORDS = 100
+COPIED_WORDS = 300
 
 
 def write_distractors(data: Source, out: Path, *, seed: int = 0) -> int:
