@@ -65,12 +65,12 @@ def words(packer: Packer, count: int, word: str) -> str:
     ("lengths", "instruction", "kept"),
     [
         # As the first one alone leaves room for, and what is longer loses its end.
-        ((5, 100, 5), 192, (5, 61, 5)),
-        # As the last one leaves room for, since it is longer.
-        ((5, 5, 100), 128, (5, 5, 100)),
+        ((5, 5, 100), 192, (5, 5, 61)),
+        # As the second one leaves room for, since it is longer.
+        ((5, 100, 5), 128, (5, 100, 5)),
         # What answers best is never cut to less than it keeps alone.
-        ((100, 300, 5), 128, (100, 125, 5)),
-        ((0, 100, 0), 192, (0, 61, 0)),
+        ((100, 5, 300), 128, (100, 5, 125)),
+        ((0, 0, 100), 192, (0, 0, 61)),
     ],
 )
 def test_long_responses_stay_in_the_row_of_a_long_instruction(

@@ -171,12 +171,12 @@ def test_drawing_keeps_one_of_the_best_first() -> None:
     assert sorted(draw_responses(row, 16, random.Random(0)).responses) == list("abcdefgh")
 
 
-def test_the_best_response_is_in_the_row_of_tokens(packer: Packer) -> None:
-    """A long one leaves less of a long instruction, so that it stands in another row than short ones."""
-    instruction = "the dog runs on the street " * 40
-    row = LabelledRow(instruction, ("the house " * 15, "snow", "sun"), (1.0, 0.0, 0.2))
-    batch = packer.batch(packer.token_rows([row], [160]))
-    assert 1.0 in batch.labels
+def test_the_longest_of_the_others_comes_second_more_often_than_by_chance() -> None:
+    row = LabelledRow("i", ("best", *"abcdefgh", "the longest one"), (1.0, *[0.0] * 9))
+    drawn = [draw_responses(row, 10, random.Random(seed)).responses for seed in range(400)]
+    assert all(sorted(responses) == sorted(row.responses) for responses in drawn)
+    assert 0.4 < sum(responses[1] == "the longest one" for responses in drawn) / 400 < 0.7
+    assert draw_responses(LabelledRow("i", ("a",), (1.0,)), 10, random.Random(0)).responses == ("a",)
 
 
 def test_batches_by_length_are_full_but_for_the_last() -> None:

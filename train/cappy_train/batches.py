@@ -134,11 +134,10 @@ class Packer:
     ) -> PackedRow:
         """One row, in which all responses see the same tokens of the instruction; those beyond ROW_TOKENS are left out.
 
-        The instruction is cut as it would be beside the first response alone, or beside the last one if that is longer;
-        a response that is longer still loses its end. So, where the last one is any of them, long responses are seen
-        beside long instructions by either way of cutting.
+        The instruction is cut as it would be beside the longer one of the first two responses; one that is longer still
+        loses its end. So, as the second one is chosen, long responses stand beside long instructions cut in either way.
         """
-        longest = max(len(responses[0]), len(responses[-1]))
+        longest = max(map(len, responses[:2]))
         cut = cut_lengths(len(instruction), longest, max_tokens)
         head = [self.cls_id, *cut_middle(instruction, cut.instruction), self.sep_id]
         room = max_tokens - len(head) - 1

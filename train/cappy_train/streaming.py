@@ -32,6 +32,8 @@ T = TypeVar("T")
 # Row groups that are mixed with each other: some thousand instances, of places all over the data. With few large ones
 # a run sees one task after the other, where the data are sorted, and ends with what it saw last.
 WINDOW_GROUPS = 128
+# The share of rows whose longest response, after one with the best label, comes before the others.
+LONGEST_SECOND = 0.5
 
 
 class Rows(Protocol):
@@ -197,12 +199,17 @@ def _window_batches(
 def draw_responses(row: LabelledRow, most: int, rng: random.Random) -> LabelledRow:
     """So many responses of the row at most, drawn at random, and first of all one of those with the best label.
 
-    First, since what no longer fits a row of tokens is left out.
+    First, since what no longer fits a row of tokens is left out. In half of the rows the longest of the others is
+    second, beside which the instruction is cut then (see `Packer`): long ones are few, and would seldom have their way.
     """
     best = max(row.labels)
     first = rng.choice([at for at, label in enumerate(row.labels) if label == best])
     others = [at for at in range(len(row.labels)) if at != first]
-    chosen = [first, *rng.sample(others, min(len(others), most - 1))]
+    drawn = rng.sample(others, min(len(others), most - 1))
+    if drawn and rng.random() < LONGEST_SECOND:
+        longest = max(drawn, key=lambda at: len(row.responses[at]))
+        drawn = [longest, *(at for at in drawn if at != longest)]
+    chosen = [first, *drawn]
     return LabelledRow(
         row.instruction, tuple(row.responses[at] for at in chosen), tuple(row.labels[at] for at in chosen)
     )
