@@ -4,7 +4,7 @@ A row reads `[CLS] instruction [SEP] candidate_1 [SEP] candidate_2 [SEP] ...`. A
 instruction's segment, so candidates never see each other, and each candidate's positions start again right after the
 instruction: its score is what it would be alone. So several short instructions may share a row, each with its own
 candidates, and candidates may stand in a row without their instruction, whose keys and values are given beside it.
-Training packs with this module too, so both see the same rows.
+Training packs with this module too: its rows are the same but for how it cuts what is too long.
 """
 
 from __future__ import annotations

@@ -179,6 +179,14 @@ def test_the_longest_of_the_others_comes_second_more_often_than_by_chance() -> N
     assert draw_responses(LabelledRow("i", ("a",), (1.0,)), 10, random.Random(0)).responses == ("a",)
 
 
+def test_the_best_response_is_in_the_row_of_tokens(packer: Packer) -> None:
+    """A long one leaves less of a long instruction."""
+    instruction = "the dog runs on the street " * 40
+    row = LabelledRow(instruction, ("the house " * 15, "snow", "sun"), (1.0, 0.0, 0.2))
+    batch = packer.batch(packer.token_rows([row], [160]))
+    assert 1.0 in batch.labels
+
+
 def test_batches_by_length_are_full_but_for_the_last() -> None:
     rng = random.Random(0)
     rows = [TokenRow([], (), (), 160, rng.randint(10, 120)) for _ in range(200)]
