@@ -108,6 +108,7 @@ def test_the_config_has_parity_and_training_figures(model: Path) -> None:
     assert f"error is {proof['error_after']:.3f} with it and {proof['error_before']:.3f} without" in card
     assert "no calibrated probabilities" not in card
     assert "random weights" in card
+    assert "its maker's to say" in card
     assert "squared (weight 1), pairwise (weight 0.5)" in card
     assert "MIT" in card
     assert "| superni_dev_closed | 0.200 |" in card
@@ -346,8 +347,16 @@ def test_a_changed_card_is_sealed_again(model: Path, tmp_path: Path) -> None:
 
 def test_command_line(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["export", "--run", str(run), "--dev", str(data), "--out", str(tmp_path / "out")]
-    command += ["--base-model", "none", "--licence", "MIT"]
+    notes = tmp_path / "notes.md"
+    command += ["--base-model", "none", "--licence", "MIT", "--notes", str(notes)]
+    notes.write_bytes(b"\xff")
+    assert main(command) == 1
+    assert f"{notes} can't be read as UTF-8 text" in capsys.readouterr().err
+    notes.write_text("## What it learned from\n\nTwo braces: {}.\n")
     assert main(command) == 0
     assert read_config(tmp_path / "out").name == "out"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\n\n## What it learned from\n\nTwo braces: {}.\n\n## Licence" in card
+    assert "its maker's to say" not in card
     assert main(command) == 1
     assert "exists: give --out a new folder" in capsys.readouterr().err

@@ -192,7 +192,10 @@ def test_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(arguments) == 0
     instances = str(folder / "instances.jsonl.gz")
     exporting = ["export", "--run", str(run), "--dev", instances, "--out", str(out)]
+    (tmp_path / "notes.md").write_text("## What it learned from\n\nLittle.\n")
+    exporting += ["--notes", str(tmp_path / "notes.md")]
     assert cli.main([*exporting, "--base-model", "tiny", "--licence", "MIT"]) == 0
+    assert "Little.\n\n## Licence\n\nMIT.\n" in (out / "README.md").read_text()
     assert json.loads((out / "config.json").read_text())["parity"]["quantised_difference"] > 0
     state = trained_state(run)
     network = result_of(JointNetwork, state)

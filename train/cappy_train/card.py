@@ -16,9 +16,9 @@ how well it answers. It runs on a CPU. It ranks answers and writes none.
 
     cappy_lite.rerank("Put the concepts together to form a sentence: ski, mountain, skier", candidates, model=FOLDER)
 
-FOLDER is this folder's path; a model that comes with cappy-lite goes by its name. Meant for choosing among answers that
-a language model, a search or a list of labels offers for an instruction, up to {max_tokens} tokens of instruction and
-candidate together.
+FOLDER is this folder's path; a model that comes with cappy-lite goes by its name, and the default one needs none. Meant
+for choosing among answers that a language model, a search or a list of labels offers for an instruction, up to
+{max_tokens} tokens of instruction and candidate together.
 
 ## How it was made
 
@@ -33,8 +33,8 @@ not depend on the other candidates.
 
 ## Figures
 
-After {steps:.0f} steps of training, on dev questions held out from it, of tasks seen in it (`closed`: how far the mean
-Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
+After {steps:.0f} steps (of the last pass), on dev questions held out from training, of tasks seen in it (`closed`: how
+far the mean Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
 
 | figure | value |
 | --- | --- |
@@ -47,7 +47,7 @@ Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
 - Longer instructions lose their middle.
 {scores}
 - It has the biases of its training data. Don't let it decide about people.
-
+{notes}
 ## Licence
 
 {licence}.
@@ -63,7 +63,8 @@ _ROUNDING = """
 
 # What a network was trained on.
 PRETRAINED = """\
-What training made small: {losses}. What it learned from is its maker's to say, here."""
+What training made small: {losses}."""
+UNTOLD = """ What it learned from is its maker's to say, here."""
 AVERAGED = """
 Its weights are the mean of these networks' (and their shares): {networks}."""
 ADAPTED = """\
@@ -98,7 +99,7 @@ instruction loses its middle.
 
 On {pairs} pairs of texts, whose outputs vary by {spread:.4f} (standard deviation), the float32 graph's outputs differ
 from those of transformers by at most {network_difference:.1e}{quantised}.
-
+{notes}
 ## Licence
 
 {licence}.
@@ -115,6 +116,7 @@ def model_card(
     parity: Mapping[str, float],
     calibration_proof: Mapping[str, float] | None,
     origin: str,
+    notes: str = "",
 ) -> str:
     """The README.md of a model folder.
 
@@ -123,6 +125,7 @@ def model_card(
     build: whose encoder it has, such as BERT.
     float32: whether its weights have no 8 bits.
     origin: what it was trained on.
+    notes: what its maker says of it, Markdown with headings of level 2; "" for nothing.
     """
     return _CARD.format(
         **identity,
@@ -134,6 +137,7 @@ def model_card(
         figures=_figures(training),
         scores=_ORDERING if calibration_proof is None else _CALIBRATED.format(**calibration_proof),
         origin=origin,
+        notes=_section(notes),
     )
 
 
@@ -144,8 +148,9 @@ def joint_card(
     calibrated: bool,
     parity: Mapping[str, float | None],
     training: Mapping[str, float] | None = None,
+    notes: str = "",
 ) -> str:
-    """The README.md of a joint model's folder; `identity` as above, `parity` and `training` as in its config.
+    """The README.md of a joint model's folder; identity, parity, training and notes are as above.
 
     calibrated: whether 8 bits have fixed scales.
     training: None: it was imported.
@@ -160,7 +165,12 @@ def joint_card(
         activation={"identity": "the network's own output", "sigmoid": "from 0 to 1"}[activation],
         precision=_FLOAT if difference is None else eight_bits,
         quantised="" if difference is None else f"; 8 bits move them by {difference:.4f} in the mean",
+        notes=_section(notes),
     )
+
+
+def _section(notes: str) -> str:
+    return f"\n{notes.strip()}\n" if notes else ""
 
 
 def _figures(training: Mapping[str, float]) -> str:

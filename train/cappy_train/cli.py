@@ -817,11 +817,18 @@ def _add_export(stages: Stages) -> None:
     export.add_argument("--base-model", required=True, help="what the run started from, for config and model card")
     export.add_argument("--licence", required=True, help="licence of the model, such as Apache-2.0")
     export.add_argument("--name", help="name of the model (default: the name of --out)")
+    export.add_argument(
+        "--notes",
+        type=Path,
+        metavar="FILE",
+        help="Markdown for the model card, such as what the network learned from, and what was seen of it",
+    )
     export.add_argument("--float32", action="store_true", help="don't round weights to 8 bits")
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from cappy_train.export import export
+    from cappy_train.files import text_of
 
     export(
         arguments.run,
@@ -830,6 +837,7 @@ def _export(arguments: argparse.Namespace) -> None:
         name=arguments.name or arguments.out.resolve().name,
         base_model=arguments.base_model,
         licence=arguments.licence,
+        notes=text_of(arguments.notes) if arguments.notes else "",
         float32=arguments.float32,
     )
 

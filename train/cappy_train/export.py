@@ -21,7 +21,7 @@ from cappy_lite.models import FORMAT_VERSION, GRAPH_FILE, TOKENIZER_FILE
 from cappy_lite.packing import PackedRow
 from cappy_lite.session import Session, available_cpus
 from cappy_train.batches import Packer
-from cappy_train.card import AVERAGED, PRETRAINED, model_card
+from cappy_train.card import AVERAGED, PRETRAINED, UNTOLD, model_card
 from cappy_train.evaluate import Question, dev_questions
 from cappy_train.files import Source, folder_written_whole
 from cappy_train.graph_builder import save_graph
@@ -74,7 +74,15 @@ MIN_SAME_PICK = 0.97
 
 
 def export(
-    run: Path, dev: Source, out: Path, *, name: str, base_model: str, licence: str, float32: bool = False
+    run: Path,
+    dev: Source,
+    out: Path,
+    *,
+    name: str,
+    base_model: str,
+    licence: str,
+    notes: str = "",
+    float32: bool = False,
 ) -> None:
     """Makes the model folder `out` from a run's last checkpoint, whole or not at all.
 
@@ -88,6 +96,8 @@ def export(
         name: the model's name.
         base_model: what the run started from, in words.
         licence: under what terms the model is passed on.
+        notes: what the model card says beside what is known here, such as what the network learned from: Markdown with
+            headings of level 2; "" for nothing.
         float32: don't round its weights to 8 bits.
 
     Raises:
@@ -103,7 +113,9 @@ def export(
     if graph_of(state) != PackedNetwork.graph:
         from cappy_train.joint_export import export_joint  # transformers takes seconds to load
 
-        export_joint(state, run / TOKENIZER_FILE, dev, out, origin=origin, training=training, float32=float32)
+        export_joint(
+            state, run / TOKENIZER_FILE, dev, out, origin=origin, training=training, notes=notes, float32=float32
+        )
         return
     network = result_of(kind_of(state["sizes"]), state)
     if isinstance(network, ModernNetwork):
@@ -116,6 +128,8 @@ def export(
     made = PRETRAINED.format(losses=losses)
     if "average_of" in state:
         made += AVERAGED.format(networks=state["average_of"])
+    if not notes:
+        made += UNTOLD
     with folder_written_whole(out) as folder:
         write_model(
             folder,
@@ -126,6 +140,7 @@ def export(
             identity={**origin, "max_tokens": network.max_tokens},
             training=training,
             origin=made,
+            notes=notes,
             float32=float32,
         )
 
@@ -140,6 +155,7 @@ def write_model(
     identity: Mapping[str, object],
     training: Mapping[str, float],
     origin: str,
+    notes: str = "",
     only_orders: bool = False,
     float32: bool = False,
 ) -> None:
@@ -154,6 +170,7 @@ def write_model(
         identity: name, base_model, licence and max_tokens, for config and card.
         training: steps, and figures whose names have `_dev_`, for config and card.
         origin: what the network was trained on, for the card.
+        notes: see `export`.
         only_orders: see `check_parity`.
         float32: don't round its weights to 8 bits: then the graph has no twin.
 
@@ -189,6 +206,7 @@ def write_model(
         parity=asdict(parity),
         calibration_proof=proof,
         origin=origin,
+        notes=notes,
     )
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     config = {

@@ -51,6 +51,18 @@ def _matches(name: str) -> list[Path]:
     return matches
 
 
+def text_of(path: Path) -> str:
+    """The text in a file.
+
+    Raises:
+        InputValueError: it can't be read, or isn't UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputValueError(f"{path} can't be read as UTF-8 text ({error}): name another file") from error
+
+
 # What a file's name has at its end until it is complete.
 PARTIAL = ".partial"
 

@@ -130,6 +130,7 @@ def write_joint_model(
     quantise: bool,
     quantisation_texts: QuantisationTexts | None,
     training: Mapping[str, float] | None = None,
+    notes: str = "",
 ) -> None:
     """Fills a folder with a cross-encoder's model: tokenizer, graph, config and card. Uses up its network.
 
@@ -139,6 +140,7 @@ def write_joint_model(
         activation, quantise: as `import_checkpoint` takes them.
         quantisation_texts: what 8 bits are fitted to, if the network is of BERT's build.
         training: steps, and figures whose names have `_dev_`, for config and card; None: it was trained elsewhere.
+        notes: see `export.export`.
 
     Raises:
         ModelError: the graph or its quantisation doesn't agree with the network as `check_joint_parity` demands.
@@ -148,7 +150,14 @@ def write_joint_model(
         folder, checkpoint, identity["max_tokens"], quantise=quantise, quantisation_texts=quantisation_texts
     )
     calibrated = quantisation_texts is not None
-    card = joint_card(identity, activation=activation, calibrated=calibrated, parity=asdict(parity), training=training)
+    card = joint_card(
+        identity,
+        activation=activation,
+        calibrated=calibrated,
+        parity=asdict(parity),
+        training=training,
+        notes=notes,
+    )
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     config = {
         "format_version": FORMAT_VERSION,

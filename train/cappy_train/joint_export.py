@@ -24,6 +24,7 @@ def export_joint(
     *,
     origin: Mapping[str, str],
     training: Mapping[str, float],
+    notes: str,
     float32: bool,
 ) -> None:
     """Makes the model folder `out`, whole or not at all; it reads as many tokens as training did.
@@ -35,6 +36,7 @@ def export_joint(
         out: the folder to make.
         origin: name, base_model and licence.
         training: figures for config and card, as `export.training_figures` has them.
+        notes: see `export.export`.
         float32: don't round weights to 8 bits.
 
     Raises:
@@ -56,4 +58,5 @@ def export_joint(
             quantise=not float32,
             quantisation_texts=quantisation_texts,
             training=training,
+            notes=notes,
         )
