@@ -85,6 +85,9 @@ def test_the_result_is_exported_and_trained_further(
     )
     assert len(set(Scorer(tmp_path / "model").score("is it a dog?", ["a dog", "the cat"]).tolist())) == 2
 
+    average([(str(folder / "bert"), 1), (str(averaged), 3)], tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "log.jsonl").read_text()) == {"step": 2}
+
     small = replace(SETTINGS, steps=1, learning_rate=1e-9)
     pretrain(folder / "pairs", tmp_path / "further", base=str(averaged), settings=small)
     further, start = weights(tmp_path / "further"), weights(averaged)

@@ -86,6 +86,29 @@ def test_long_responses_stay_in_the_row_of_a_long_instruction(
     assert int(batch.position_ids.max()) < 256
 
 
+@pytest.mark.parametrize(
+    ("instruction", "lengths", "limit", "kept"),
+    [
+        # The second one doesn't fit, and the ones behind it do.
+        (400, (300, 300, 3, 3), 512, [0, 2, 3]),
+        # A network that reads more has rows that are longer.
+        (3000, (20, 40, 3, 3), 2048, [0, 1, 2, 3]),
+    ],
+)
+def test_a_response_that_does_not_fit_leaves_its_room_to_others(
+    base: Path, instruction: int, lengths: tuple[int, ...], limit: int, kept: list[int]
+) -> None:
+    packer = Packer(base / "tokenizer.json")
+    responses = tuple(words(packer, length, "cat") for length in lengths)
+    labels = (1.0, 0.25, 0.5, 0.75)
+    (row,) = packer.token_rows([LabelledRow(words(packer, instruction, "dog"), responses, labels)], [limit])
+    batch = packer.batch([row])
+    assert row.length == batch.tokens <= limit + 128
+    assert batch.labels[0, : len(kept)].tolist() == [labels[at] for at in kept]
+    own = [int((batch.segment_ids == place).sum()) - 1 for place in range(1, len(kept) + 1)]
+    assert own == [lengths[at] for at in kept]
+
+
 def test_scores_are_those_of_each_candidate_on_its_own(base: Path) -> None:
     torch.manual_seed(0)
     network = from_bert(base).eval()

@@ -99,6 +99,23 @@ def test_neither_text_nor_claim_tells_the_answer_of_a_repeated_sentence(monkeypa
     assert min(seen[case] for case in ((True, True), (True, False), (False, True), (False, False))) > 5
 
 
+def test_a_changed_fact_does_not_tell_that_something_is_said_or_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "RETELLINGS", 0.0)
+    originals = {text(number) for number in range(400)}
+    sentences = {sentence.rstrip(".") for original in originals for sentence in original.split(". ")}
+    seen = Counter()
+    for question in made(INSTANCES):
+        shown, claim, (says, denies, left_open) = parts(question)
+        if denies != left_open:
+            answer = question.references[0]
+            seen["open" if answer == left_open else "told", "text", shown in originals] += 1
+            seen["open" if answer == left_open else "told", "claim", claim.rstrip(".") in sentences] += 1
+            assert answer in (says, denies, left_open)
+    for kind in ("open", "told"):
+        for part in ("text", "claim"):
+            assert 0.25 < seen[kind, part, True] / (seen[kind, part, True] + seen[kind, part, False]) < 0.75
+
+
 def test_the_instances_stay_and_questions_follow_from_the_seed() -> None:
     out = list(with_claims(INSTANCES, seed=0))
     assert [one for one in out if one.template != "claim"] == INSTANCES
@@ -126,6 +143,9 @@ def test_an_answer_that_the_task_wants_wrong_is_no_retelling() -> None:
         ("she saw Anna go", "Anna was seen, and then Bob was", "she saw Bob go"),
         ("she saw Anna go", "Anna was seen", None),
         ("Bread is good", "Bread is good, and Wine", None),
+        ("It fell 4.5% that day", "It fell 4.5% that day, 30% in all.", "It fell 30% that day"),
+        # The text says that too.
+        ("It was 12", "It was 12. It was 15.", None),
     ],
 )
 def test_a_fact_is_changed_to_another_one_of_the_text(claim: str, shown: str, changed: str | None) -> None:
@@ -138,6 +158,8 @@ def test_a_fact_is_changed_to_another_one_of_the_text(claim: str, shown: str, ch
         ("It was late and was dark.", "It was not late and was dark."),
         ("It was not late and is dark.", "It was late and is dark."),
         ("They came late.", None),
+        ("I can't wait.", None),
+        ("I can't say that it was late.", "I can't say that it was not late."),
     ],
 )
 def test_a_sentence_is_negated_or_not_any_more(sentence: str, other: str | None) -> None:

@@ -53,6 +53,26 @@ def test_what_may_not_be_trained_on_is_not_in_dev_either(tmp_path: Path) -> None
     assert {instance.id for instance in after} - {instance.id for instance in before} == {"allowed"}
 
 
+def test_dev_has_no_instruction_of_training(tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path)
+    before, _ = default_instances(data, seed=0)
+    asked = next(one for one in before if one.split == "train" and one.task == "put_together")
+    with gzip.open(data / "superni_train.jsonl.gz", "at", encoding="utf-8") as file:
+        for id, instruction in (("asked", asked.instruction), ("unasked", "Put these together: fog, lamp")):
+            file.write(json.dumps(record(id, "put_together", instruction, "dev") | {"references": ["x"]}) + "\n")
+    after, _ = default_instances(data, seed=0)
+    assert {one.id for one in after} - {one.id for one in before} == {"unasked"}
+
+
+def test_rows_stand_in_for_what_t0_has_of_their_sets(tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path)
+    before, _ = default_instances(data, seed=0)
+    with gzip.open(data / "t0_train.jsonl.gz", "at", encoding="utf-8") as file:
+        one_sided = record("one-sided", "rotten_tomatoes", "Is this a good film? It is.", "train")
+        file.write(json.dumps(one_sided | {"references": ["yes"], "choices": ["no", "yes"]}) + "\n")
+    assert default_instances(data, seed=0)[0] == before
+
+
 def test_near_duplicates_go_before_answers_are_balanced(tmp_path: Path) -> None:
     data = write_tiny_data(tmp_path)
     before, _ = default_instances(data, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiny_training import HIDDEN, LAYERS, tiny_network, write_tiny_bert, write_tiny_data
+from tiny_training import HIDDEN, LAYERS, record, tiny_network, write_tiny_bert, write_tiny_data
 
 from cappy_lite import Scorer
 from cappy_lite.activations import sigmoid
@@ -317,6 +318,21 @@ def test_parity_of_scores_that_only_order() -> None:
     for worse in ({"network_difference": 2e-4}, {"quantised_difference": 0.0501}, {"same_pick": 0.93}):
         with pytest.raises(ModelError):
             check_parity(replace(parity, **worse), only_orders=True)
+
+
+def test_one_question_proves_nothing(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text(
+        json.dumps(record("one", "t", INSTRUCTION, "dev") | {"references": ["x"], "choices": ["x", "y"]}) + "\n"
+    )
+    with pytest.raises(InputValueError, match=r"one\.jsonl has 1 questions of split dev: give two at least"):
+        export(run, tmp_path / "one.jsonl", tmp_path / "out", **IDENTITY)
+
+
+def test_a_run_without_dev_figures_has_none_on_its_card(run: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "log.jsonl").write_text('{"step": 2, "loss": 1.5}\n')
+    export(folder, data, tmp_path / "out", **IDENTITY)
+    assert "## Figures" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_existing_folder_is_left_alone(run: Path, data: Path, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def average(networks: Sequence[tuple[str, float]], out: Path, *, dev: Source | N
             "sizes": network.sizes(),
             "data": f"an average of {named}",
             "average_of": named,
+            "step": state["step"],
             "network": network.state_dict(),
         }
         torch.save(result, folder / CHECKPOINT)

@@ -28,8 +28,9 @@ LENGTH_STEP = 16
 PLACES_STEP = 8
 # So many texts are encoded at a time: the tokenizer's own results take more memory than ids do.
 ENCODED_TEXTS = 4096
-# A training row ends here; responses beyond are left out of it.
+# A training row ends here, or so far beyond the longest pair; responses that don't fit are left out of it.
 ROW_TOKENS = 640
+ROOM_FOR_OTHERS = 128
 # What begins a row and what ends a text: BERT's, and RoBERTa's.
 SPECIAL_TOKENS = (("[CLS]", "[SEP]"), ("<s>", "</s>"))
 # Tokens of a batch when scoring.
@@ -132,7 +133,7 @@ class Packer:
     def _training_row(
         self, instruction: Sequence[int], responses: Sequence[Sequence[int]], max_tokens: int
     ) -> PackedRow:
-        """One row, in which all responses see the same tokens of the instruction; those beyond ROW_TOKENS are left out.
+        """One row, in which all responses see the same tokens of the instruction; those that don't fit are left out.
 
         The instruction is cut as it would be beside the longer one of the first two responses; one that is longer still
         loses its end. So, as the second one is chosen, long responses stand beside long instructions cut in either way.
@@ -141,8 +142,15 @@ class Packer:
         cut = cut_lengths(len(instruction), longest, max_tokens)
         head = [self.cls_id, *cut_middle(instruction, cut.instruction), self.sep_id]
         room = max_tokens - len(head) - 1
-        group = Group(head, [[*ids[:room], self.sep_id] for ids in responses], range(len(responses)))
-        return row_of([next(group.parts(ROW_TOKENS - len(head)))])
+        left = max(ROW_TOKENS, max_tokens + ROOM_FOR_OTHERS) - len(head)
+        kept, indices = [], []
+        for index, ids in enumerate(responses):
+            tail = [*ids[:room], self.sep_id]
+            if len(tail) <= left:
+                left -= len(tail)
+                kept.append(tail)
+                indices.append(index)
+        return row_of([Group(head, kept, indices)])
 
     def batch(self, rows: Sequence[TokenRow]) -> Batch:
         """Rows as a batch: padded to the length of the longest, and with places for the most candidates."""

@@ -30,16 +30,7 @@ All candidates of an instruction share one row, and a candidate sees the instruc
 not depend on the other candidates.
 
 {precision}
-
-## Figures
-
-After {steps:.0f} steps (of the last pass), on dev questions held out from training, of tasks seen in it (`closed`: how
-far the mean Rouge-L of the picks comes from a random pick, 0, to the best one, 1):
-
-| figure | value |
-| --- | --- |
-{figures}
-{rounding}
+{figures}{rounding}
 ## Limits
 
 - A small model: it judges whether an answer fits the instruction's form and words, and knows few facts. It does not
@@ -56,8 +47,18 @@ far the mean Rouge-L of the picks comes from a random pick, 0, to the best one, 
 _EIGHT_BITS = """\
 Inputs of linear layers are 8-bit integers, their weights 7-bit ones, with fixed scales that were calibrated on held-out
 questions; embeddings are 8-bit; all else is floating point."""
+_FIGURES = """
+## Figures
+
+After {steps:.0f} steps (of the last pass), on dev questions (`closed`: how far the mean Rouge-L of the picks comes from
+a random pick, 0, to the best one, 1):
+
+| figure | value |
+| --- | --- |
+{table}
+"""
 _ROUNDING = """
-8 bits against float32, on {questions} of these questions: scores differ by {quantised_difference:.4f} in the mean, and
+8 bits against float32, on {questions} dev questions: scores differ by {quantised_difference:.4f} in the mean, and
 {same_pick:.1%} of {clear_questions} questions with a clear best candidate keep it.
 """
 
@@ -133,7 +134,6 @@ def model_card(
         layers=layers,
         precision=_FLOAT if float32 else _EIGHT_BITS,
         rounding="" if float32 else _ROUNDING.format(**parity),
-        steps=training["steps"],
         figures=_figures(training),
         scores=_ORDERING if calibration_proof is None else _CALIBRATED.format(**calibration_proof),
         origin=origin,
@@ -161,7 +161,7 @@ def joint_card(
         **identity,
         **parity,
         origin="imported from" if training is None else "trained from",
-        made="" if training is None else _TRAINED.format(steps=training["steps"], figures=_figures(training)),
+        made="" if training is None else _TRAINED.format(figures=_figures(training)),
         activation={"identity": "the network's own output", "sigmoid": "from 0 to 1"}[activation],
         precision=_FLOAT if difference is None else eight_bits,
         quantised="" if difference is None else f"; 8 bits move them by {difference:.4f} in the mean",
@@ -174,21 +174,17 @@ def _section(notes: str) -> str:
 
 
 def _figures(training: Mapping[str, float]) -> str:
-    return "\n".join(f"| {key} | {value:.3f} |" for key, value in training.items() if "_dev_" in key)
+    """A section of dev figures, if there are any."""
+    table = "\n".join(f"| {key} | {value:.3f} |" for key, value in training.items() if "_dev_" in key)
+    return _FIGURES.format(steps=training["steps"], table=table) if table else ""
 
 
 _TRAINED = """
 ## How it was made
 
 It was trained with labels as in Cappy (Tan et al., 2023): right choices and references are worth 1, wrong choices 0,
-and other texts their best Rouge-L F-measure over the references. After {steps:.0f} steps, on dev questions held out
-from it, of tasks seen in it (`closed`: how far the mean Rouge-L of the picks comes from a random pick, 0, to the best
-one, 1):
-
-| figure | value |
-| --- | --- |
-{figures}
-"""
+and other texts their best Rouge-L F-measure over the references.
+{figures}"""
 _FLOAT = "All weights are float32."
 _QUANTISED = """\
 The encoder's linear layers multiply integers, inputs of 8 bits with a scale a token by weights of 7 bits with a scale a

@@ -45,11 +45,11 @@ WORDINGS = (
     ('Passage: {text}\n\n"{claim}" Is that certain, impossible, or possible?', "certain", "impossible", "possible"),
 )
 
-NUMBER = re.compile(r"\b\d[\d,]*\b")
+NUMBER = re.compile(r"\b\d(?:[\d,.]*\d)?\b")
 # Not at the beginning of a sentence, where any word may have a capital.
 NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]+\b")
 NEGATED = re.compile(r"\b(is|are|was|were|can|could|will|would|should|did|does) not\b")
-AUXILIARY = re.compile(r"\b(is|are|was|were|can|could|will|would|should)\b(?! not\b)")
+AUXILIARY = re.compile(r"\b(is|are|was|were|can|could|will|would|should)\b(?!['\u2019]| not\b)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +139,18 @@ def _question(text: Text, pool: Sequence[Text], rng: random.Random) -> Instance 
 
 
 def _left_open(text: Text, pool: Sequence[Text], rng: random.Random) -> tuple[str, str] | None:
-    """A text, and what another text says."""
+    """A text, and what another text says, with a fact changed in either, in both or in none.
+
+    As in the others, so that a changed fact doesn't tell that something is said or denied.
+    """
     other = rng.choice(pool)
     claims = [one for one in (*other.sentences, *other.retellings) if _is_claim(one) and one not in text.sentences]
     if other.instance.id == text.instance.id or not claims:
         return None
-    return " ".join(text.sentences), rng.choice(claims)
+    claim = rng.choice(claims)
+    changed_claim = _changed(claim, " ".join(other.sentences), rng) or claim
+    versions = rng.choice(_changeable(text, rng) or [(text.sentences[0], text.sentences[0])])
+    return _shown(text, versions[0], rng.choice(versions)), rng.choice((claim, changed_claim))
 
 
 def _retold(text: Text, says: bool, rng: random.Random) -> tuple[str, str] | None:
@@ -161,22 +167,38 @@ def _repeated(text: Text, says: bool, rng: random.Random) -> tuple[str, str] | N
 
     So neither the text nor the claim tells anything by itself.
     """
-    whole = " ".join(text.sentences)
-    pairs = [
-        (sentence, changed)
-        for sentence in text.sentences
-        if _is_claim(sentence) and (changed := with_other_fact(sentence, whole, rng) or negated(sentence))
-    ]
+    pairs = _changeable(text, rng)
     if not pairs:
         return None
     versions = rng.choice(pairs)
     in_text = rng.choice(versions)
     in_claim = in_text if says else next(version for version in versions if version != in_text)
-    return " ".join(in_text if sentence == versions[0] else sentence for sentence in text.sentences), in_claim
+    return _shown(text, versions[0], in_text), in_claim
+
+
+def _changeable(text: Text, rng: random.Random) -> list[tuple[str, str]]:
+    """The sentences of a text that are claims and can be changed, each with what it becomes."""
+    whole = " ".join(text.sentences)
+    return [
+        (sentence, changed)
+        for sentence in text.sentences
+        if _is_claim(sentence) and (changed := _changed(sentence, whole, rng))
+    ]
+
+
+def _changed(claim: str, text: str, rng: random.Random) -> str | None:
+    return with_other_fact(claim, text, rng) or negated(claim)
+
+
+def _shown(text: Text, sentence: str, instead: str) -> str:
+    return " ".join(instead if one == sentence else one for one in text.sentences)
 
 
 def with_other_fact(claim: str, text: str, rng: random.Random) -> str | None:
-    """A claim with a number or a name replaced by another one of the text; None: there is none to replace, or by."""
+    """A claim with a number or a name replaced by another one of the text.
+
+    None: there is none to replace, or by, or the text says that too.
+    """
     options = []
     for pattern in (NUMBER, NAME):
         known = sorted(set(pattern.findall(text)) - set(pattern.findall(claim)))
@@ -184,7 +206,8 @@ def with_other_fact(claim: str, text: str, rng: random.Random) -> str | None:
     if not options:
         return None
     (start, end), known = rng.choice(options)
-    return claim[:start] + rng.choice(known) + claim[end:]
+    changed = claim[:start] + rng.choice(known) + claim[end:]
+    return None if changed in text else changed
 
 
 def negated(sentence: str) -> str | None:

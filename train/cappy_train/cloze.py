@@ -24,6 +24,8 @@ SENTENCE_WORDS = range(5, 41)
 # Wrong choices: as many of texts of the same task, and of any task.
 SAME_TASK, ANY_TASK = 2, 1
 GAP = "[...]"
+# A sentence that says where it stands.
+NUMBERED = re.compile(r"(sentence |event |step )?\d+ ?[:.)]", re.IGNORECASE)
 # The share of questions that list their choices.
 LISTED = 0.5
 # A text is about words that so many texts have, of so many letters: rarer ones are names and slips.
@@ -89,7 +91,7 @@ def _questions(block: Sequence[Instance], seed: int) -> dict[str, Instance]:
         ]
         about_a_word = rng.random() < 0.5
         question = (
-            _word_question(passage, others, frequencies, rng)
+            _word_question(passage, others, frequencies, len(passages), rng)
             if about_a_word
             else _sentence_question(passage, others, rng)
         )
@@ -110,7 +112,7 @@ def _passages(block: Sequence[Instance], seed: int) -> list[Passage]:
 
 def passage_of(paragraph: Sequence[str], rng: random.Random) -> tuple[str, ...]:
     """Some consecutive sentences of a paragraph, or none if too few of them fit."""
-    fitting = [len(sentence.split()) in SENTENCE_WORDS for sentence in paragraph]
+    fitting = [len(sentence.split()) in SENTENCE_WORDS and not NUMBERED.match(sentence) for sentence in paragraph]
     length = rng.choice(SENTENCES)
     starts = [at for at in range(len(paragraph) - length + 1) if all(fitting[at : at + length])]
     if not starts:
@@ -131,22 +133,27 @@ def _sentence_question(passage: Passage, others: Sequence[Passage], rng: random.
 
 
 def _word_question(
-    passage: Passage, others: Sequence[Passage], frequencies: Counter[str], rng: random.Random
+    passage: Passage, others: Sequence[Passage], frequencies: Counter[str], texts: int, rng: random.Random
 ) -> Instance | None:
-    right = telling_word(passage, frequencies)
+    right = telling_word(passage, frequencies, texts)
     without = [sentence for sentence in passage.sentences if right not in rouge_words(sentence)]
-    wrong = [telling_word(other, frequencies) for other in others]
+    text = " ".join(without)
+    # None that the text has: the right one would be the only one that is nowhere in it.
+    wrong = {telling_word(other, frequencies, texts) for other in others} - rouge_words(text)
     if len(without) < 2 or right in wrong:
         return None
-    return _question(passage, rng.choice(WORD_WORDINGS), " ".join(without), right, wrong, rng)
+    return _question(passage, rng.choice(WORD_WORDINGS), text, right, wrong, rng)
 
 
-def telling_word(passage: Passage, frequencies: Counter[str]) -> str:
-    """The word that is most the text's own, by its count over how many texts have it (tf-idf); or ""."""
+def telling_word(passage: Passage, frequencies: Counter[str], texts: int) -> str:
+    """The word that is most the text's own, by tf-idf; or "".
+
+    frequencies: how many texts have a word, of so many `texts`.
+    """
     words = re.findall("[a-z0-9]+", " ".join(passage.sentences).lower())
     counts = Counter(word for word in words if word.isalpha() and len(word) >= LEAST_LETTERS)
     known = [word for word in counts if frequencies[word] >= LEAST_TEXTS]
-    return max(known, key=lambda word: counts[word] / math.log(1 + frequencies[word]), default="")
+    return max(known, key=lambda word: counts[word] * math.log(texts / frequencies[word]), default="")
 
 
 def _question(

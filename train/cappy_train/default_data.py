@@ -119,7 +119,7 @@ def default_instances(data: Path, *, seed: int, hold_out: str | None = None) -> 
     Training: t0_train, superni_train, instruction_induction, and rendered rows. Left out are licences that RESTRICTED
     finds, the tasks of HELD_OUT and UNSEEN, near-duplicates of test items (see `duplicates`; counted by the test set),
     answers that are one-sided in their template, and repeated instructions, whose references are united. Dev:
-    t0_train and superni_train, of what training may have, without the sets in ONE_SIDED.
+    t0_train and superni_train, of what training may have, without the sets in ONE_SIDED and what training asks too.
 
     Args:
         data: folder with t0_train.jsonl.gz, superni_train.jsonl.gz, instruction_induction.jsonl.gz,
@@ -147,7 +147,7 @@ def default_instances(data: Path, *, seed: int, hold_out: str | None = None) -> 
     allowed = [
         instance
         for instance in [*t0, *superni, *induction]
-        if instance.split == "train" and free(instance) and not named(instance, UNSEEN | group)
+        if instance.split == "train" and free(instance) and not named(instance, UNSEEN | group | {*ROW_DATASETS})
     ]
     rendered = [
         instance
@@ -168,7 +168,9 @@ def default_instances(data: Path, *, seed: int, hold_out: str | None = None) -> 
     train = [*merged(allowed), *(instance for instance in rendered if not named(instance, group))]
     removed = near_duplicates(train, items)
     kept = balanced([instance for instance in train if instance.id not in removed], seed=seed)
-    return [*kept, *dev], Counter(item.test_set for item in removed.values())
+    asked = {instance.instruction for instance in kept}
+    unasked = [instance for instance in dev if instance.instruction not in asked]
+    return [*kept, *unasked], Counter(item.test_set for item in removed.values())
 
 
 def free(instance: Instance) -> bool:
@@ -234,7 +236,7 @@ def merged(instances: Iterable[Instance]) -> list[Instance]:
 def balanced(instances: Sequence[Instance], *, seed: int) -> list[Instance]:
     """Instances whose fixed choices are each right about as often: none more than twice as often as the median one.
 
-    A template of which all instances offer the same choices is balanced by leaving some out (all, where more than half
+    A template of which all instances offer the same choices is balanced by leaving some out (all, where half or more
     of its choices are never right); a scorer could learn its constant answer otherwise.
     """
     groups: dict[tuple[str, str | None], list[Instance]] = defaultdict(list)

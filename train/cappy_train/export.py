@@ -101,7 +101,8 @@ def export(
         float32: don't round its weights to 8 bits.
 
     Raises:
-        InputValueError: `out` exists, or a file of `run` or `dev` is missing or damaged.
+        InputValueError: `out` exists, a file of `run` or `dev` is missing or damaged, or `dev` has fewer than two
+            questions.
         ModelError: the graph or its quantisation doesn't agree with the network as `check_parity` demands, or
             `import_checkpoint.check_joint_parity`.
     """
@@ -122,6 +123,8 @@ def export(
         # It could read any number of tokens, and learned to score so many.
         network.config = replace(network.config, positions=state["settings"]["long"])
     questions = dev_questions(dev)
+    if len(questions) < 2:
+        raise InputValueError(f"{dev} has {len(questions)} questions of split dev: give two at least")
     calibrating = questions[::CALIBRATION_STEP]
     checked = [question for index, question in enumerate(questions) if index % CALIBRATION_STEP]
     losses = ", ".join(f"{name} (weight {weight:g})" for name, weight in state["settings"]["losses"].items())

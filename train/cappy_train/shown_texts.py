@@ -10,6 +10,9 @@ from itertools import islice
 from cappy_train.instances import Instance
 from cappy_train.neighbours import BLOCK_INSTANCES, varying_parts
 
+# Texts whose sentences stand in no order, or say little: shuffled stories, and who went where (bAbI).
+NO_TEXTS = re.compile("_ordering_|_babi_")
+
 
 def followed_by(
     instances: Iterable[Instance], questions_of: Callable[[Sequence[Instance]], Mapping[str, Instance]]
@@ -30,11 +33,12 @@ def followed_by(
 def shown_paragraphs(block: Iterable[Instance]) -> Iterator[tuple[Instance, tuple[str, ...]]]:
     """Instances of split train, those of a task and template together, each with the sentences of its text.
 
-    That is the longest paragraph of its instruction, less what all of the task and template begin with.
+    That is the longest paragraph of its instruction, less what all of the task and template begin with. Those of
+    NO_TEXTS are passed over.
     """
     pools: dict[tuple[str, str | None], list[Instance]] = defaultdict(list)
     for instance in block:
-        if instance.split == "train":
+        if instance.split == "train" and not NO_TEXTS.search(instance.task):
             pools[instance.task, instance.template].append(instance)
     for pool in pools.values():
         parts = varying_parts([instance.instruction for instance in pool])
