@@ -19,7 +19,7 @@ parse_args = ArgumentParser.parse_args
 
 def stage(parser, argv):
     values = vars(parse_args(parser, argv))
-    for name in ("data", "default_data", "run", "dev", "model", "base"):
+    for name in ("data", "default_data", "run", "dev", "model", "base", "notes"):
         inputs = values.get(name) or []
         for path in [inputs] if isinstance(inputs, (str, Path)) else inputs:
             assert Path(path).exists(), (name, path)
