@@ -21,8 +21,9 @@ from cappy_train.batches import Packer
 from cappy_train.evaluate import Question
 from cappy_train.export import graph_logits
 from cappy_train.graph import graph_weights, packed_graph
-from cappy_train.network import ScorerNetwork
+from cappy_train.network import ScorerNetwork, packaged_minilm
 from cappy_train.read_back import network_of
+from cappy_train.shared_builds import from_saved
 from cappy_train.trainable import network_scores
 
 QUESTIONS = [
@@ -67,6 +68,11 @@ def test_the_float32_twin_gives_every_weight(model: Path, tmp_path: Path) -> Non
     weights = [{each.name: each.raw_data for each in graph.graph.initializer} for graph in (exact, again)]
     assert weights[0] == weights[1]
     assert not network.training
+
+
+def test_its_sizes_are_those_of_the_encoder_that_it_was_trained_from() -> None:
+    """So it has a mean with that encoder, and with what was trained from either."""
+    assert network_of(model_folder("cappy-mini")).sizes() == from_saved(packaged_minilm()).sizes()
 
 
 @pytest.mark.parametrize("name", ["tiny", "cappy-mini"])

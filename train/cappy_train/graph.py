@@ -216,7 +216,9 @@ def read_weights(graph: onnx.ModelProto) -> GraphWeights:
         table = arrays[f"{kind}.table"]
         embeddings[kind] = QuantisedTable(table, arrays[f"{kind}.scales"]) if table.dtype == np.int8 else table
     attributes = {each.name: helper.get_attribute_value(each) for each in nodes["layers.0.context"].attribute}
-    (epsilon,) = (each.f for each in nodes["embedding_norm"].attribute if each.name == "epsilon")
+    (rounded,) = (each.f for each in nodes["embedding_norm"].attribute if each.name == "epsilon")
+    # ONNX keeps it in float32, where 1e-12 is another number: the shortest one of that value is what the network had.
+    epsilon = float(str(np.float32(rounded)))
     layers = sum(name.endswith(".context") for name in nodes)
     return GraphWeights(layers, attributes["heads"], epsilon, embeddings, linears, norms)
 
