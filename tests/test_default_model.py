@@ -40,8 +40,8 @@ def stage(parser, argv):
 ArgumentParser.parse_args = stage
 main(sys.argv[1:])
 """
-DATA = ["distractors", "distractors", "generator", "sample", "annotate", "annotate"]
-TRAINING = ["pretrain", "pretrain", "average", "pretrain", "average", "export"]
+DATA = ["distractors"] * 3 + ["generator", "sample"] + ["annotate"] * 3
+TRAINING = ["pretrain", "pretrain", "average", "pretrain", "average", "pretrain", "average", "export"]
 
 
 def run(tmp_path: Path, *, stop: str | None = None) -> tuple[int, list[str]]:
@@ -69,7 +69,7 @@ def test_each_stage_takes_what_the_ones_before_made(tmp_path: Path) -> None:
 
 
 def test_it_stops_where_a_stage_fails_and_goes_on(tmp_path: Path) -> None:
-    assert run(tmp_path, stop="annotate") == (1, DATA[:5])
+    assert run(tmp_path, stop="annotate") == (1, DATA[:6])
     # What was made at once isn't made again; stages that know where they stopped are asked again.
-    assert run(tmp_path) == (0, [*DATA[2:], *TRAINING])
-    assert run(tmp_path) == (0, [*DATA[2:], "pretrain", "pretrain", "pretrain"])
+    assert run(tmp_path) == (0, [*DATA[3:], *TRAINING])
+    assert run(tmp_path) == (0, [*DATA[3:], *["pretrain"] * 4])
