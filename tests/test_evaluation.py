@@ -217,6 +217,32 @@ def test_the_classification_table_is_right(data: Path, tiny_model: Path, tmp_pat
     assert section["reliability"]["tiny"]["right"] == 12
 
 
+def test_the_means_of_a_tasks_templates_are_right(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    sections = evaluate([tiny_model], data, tmp_path / "out")["sections"]
+    scorer = Scorer(tiny_model)
+    asked: dict[str, list[float]] = {"ask": [], "tell": []}
+    for one in mixed():
+        if one.task == "yes_no" and one.split == "test":
+            pick = ("yes", "no")[int(scorer.score(one.instruction, ["yes", "no"]).argmax())]
+            asked[str(one.template)].append(float(pick in one.references))
+    means = {template: mean(values) for template, values in asked.items()}
+    model = sections["classification"]["methods"][0]
+    assert model["templates"] == {"yes_no": pytest.approx(means)}  # letter has one template
+    assert model["tasks"]["yes_no"]["value"] == pytest.approx(mean(means.values()))
+    # Two templates of a task; the other has one.
+    for method in sections["generation"]["methods"]:
+        assert list(method["templates"]) == ["describe"]
+        assert mean(method["templates"]["describe"].values()) == pytest.approx(
+            method["tasks"]["describe"]["value"], abs=2e-5
+        )
+    assert not any(method["templates"] for method in sections["distractors"]["methods"])
+    low, high = (f"{round(100 * value, 1):.1f}" for value in (min(means.values()), max(means.values())))
+    (line,) = [
+        line for line in (tmp_path / "out" / "report.md").read_text().splitlines() if line.startswith("| yes_no | 2 |")
+    ]
+    assert line.startswith(f"| yes_no | 2 | {low} to {high} |")
+
+
 def test_distractors_are_for_instances_with_neither(data: Path, tiny_model: Path, tmp_path: Path) -> None:
     section = evaluate([tiny_model], data, tmp_path / "out")["sections"]["distractors"]
     assert section["questions_by_task"] == {"copy": 7}

@@ -231,6 +231,21 @@ def task_means(questions: Sequence[Question], gains: FloatArray) -> FloatArray:
     return np.stack([gains[..., member] @ weights[member] for member in members], axis=-1)
 
 
+def template_means(questions: Sequence[Question], gains: FloatArray) -> dict[str, dict[str, FloatArray]]:
+    """Means over the questions of each template, by task and template, of the tasks that have several.
+
+    gains: (..., n) float64, the last axis by question. Each mean is (...,) float64; the template of no name is "".
+    """
+    members: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, question in enumerate(questions):
+        members[question.task][question.template or ""].append(index)
+    return {
+        task: {template: gains[..., own].mean(axis=-1) for template, own in sorted(templates.items())}
+        for task, templates in sorted(members.items())
+        if len(templates) > 1
+    }
+
+
 class Resamples(NamedTuple):
     """Means of resampled questions. tasks: (resamples, methods, tasks) float64. averages: (resamples, methods)."""
 

@@ -51,6 +51,7 @@ from cappy_train.evaluate import (
     recorded_places,
     sample_evenly,
     task_means,
+    template_means,
 )
 from cappy_train.files import Source, folder_written_whole
 from cappy_train.instances import Instance, read_instances
@@ -276,11 +277,13 @@ def _compare_alike(
 ) -> dict[Method, dict[str, Any]]:
     """The figures of methods that answer the same questions, on these."""
     answered: BoolArray = ~np.isnan(gains[methods[0]])
-    some = [question for question, known in zip(questions, answered, strict=True) if known]
+    some = [question for question, has_answer in zip(questions, answered, strict=True) if has_answer]
     tasks = sorted({question.task for question in some})
     models = [method for method in gains if method.kind == "model"]
     needed = list(dict.fromkeys([*methods, *models, RANDOM, ORACLE]))
-    by_task, overall = _resampled(some, np.stack([gains[one][answered] for one in needed]), seed)
+    known = np.stack([gains[one][answered] for one in needed])
+    by_task, overall = _resampled(some, known, seed)
+    by_template = template_means(some, known)
     samples = dict(zip(needed, by_task, strict=True))
     averages = dict(zip(needed, overall, strict=True))
     return {
@@ -289,16 +292,19 @@ def _compare_alike(
             "average": estimate(averages[method]),
             "closed": estimate(distance_closed(averages[method], averages[RANDOM], averages[ORACLE])),
             "ahead": {model.name: estimate(averages[model] - averages[method]) for model in models},
-            "tasks": {task: estimate(samples[method][:, place]) for place, task in enumerate(tasks)},
+            "tasks": {task: estimate(samples[method][:, at]) for at, task in enumerate(tasks)},
+            "templates": {
+                task: {template: round(float(means[place]), 5) for template, means in templates.items()}
+                for task, templates in by_template.items()
+            },
             "ahead_by_task": {
                 model.name: {
-                    task: estimate(samples[model][:, place] - samples[method][:, place])
-                    for place, task in enumerate(tasks)
+                    task: estimate(samples[model][:, at] - samples[method][:, at]) for at, task in enumerate(tasks)
                 }
                 for model in models
             },
         }
-        for method in methods
+        for place, method in enumerate(methods)
     }
 
 

@@ -96,9 +96,12 @@ def about(report: Mapping[str, Any]) -> str:
 
 
 def tables(section: Mapping[str, Any]) -> Iterator[Table]:
-    """What there is to tell of a section: methods, tasks, best of n, reliability."""
+    """What there is to tell of a section: methods, tasks, templates, best of n, reliability."""
     yield _method_table(section)
     yield _task_table(section)
+    templates = next(method["templates"] for method in section["methods"] if method["kind"] == "bound")
+    if templates:  # a bound has an answer to every question
+        yield _template_table(section["methods"], {task: len(own) for task, own in templates.items()})
     if section["best_of"]:
         yield _best_of_table(section["best_of"])
     yield _reliability_table(section["reliability"])
@@ -135,6 +138,18 @@ def _task_table(section: Mapping[str, Any]) -> Table:
         for task, count in section["questions_by_task"].items()
     ]
     return Table("By task, in %.", ["task", "questions", *map(_name, methods)], rows)
+
+
+def _template_table(methods: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> Table:
+    rows = [
+        [task, f"{count:,}", *(_range(method["templates"].get(task, {})) for method in methods)]
+        for task, count in counts.items()
+    ]
+    return Table(
+        "By template, in %: of tasks that have several, the lowest mean of a template and the highest.",
+        ["task", "templates", *map(_name, methods)],
+        rows,
+    )
 
 
 def _best_of_table(best_of: Mapping[str, Any]) -> Table:
@@ -294,6 +309,10 @@ def percent(estimate: Mapping[str, float | None] | None) -> str:
 
 def _value(estimate: Mapping[str, float] | None) -> str:
     return "" if estimate is None else _hundredths(estimate["value"])
+
+
+def _range(means: Mapping[str, float]) -> str:
+    return f"{_hundredths(min(means.values()))} to {_hundredths(max(means.values()))}" if means else ""
 
 
 def _with_interval(estimate: Mapping[str, float | None], show: Callable[[float], str]) -> str:
