@@ -300,6 +300,7 @@ def test_few_examples_are_read_more_often(model: Path) -> None:
         rows = [LabelledRow("the dog runs " * 20, ("a dog", "a cat"), (1.0, 0.0))] * count
         settings = fitting_settings(rows, packer, 160, epochs=epochs, learning_rate=1e-4, seed=0)
         assert (settings.short, settings.long) == (160, 160)
+        assert settings.batches_per_step > 1  # a batch is a thread's: one would leave cores idle
         return settings.epochs, settings.evaluate_every
 
     few, many = fitted(20), fitted(20_000)

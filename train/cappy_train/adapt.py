@@ -67,6 +67,9 @@ CHECKED = 384
 # Passes over the examples, or more where these would be few steps.
 EPOCHS = 3
 LEAST_STEPS = 30
+# A step's batches, which a CPU computes a thread each, and the tokens of one.
+BATCHES_PER_STEP = 2
+BATCH_TOKENS = 2048
 WARMUP = 0.1
 # Picks are what counts: the best candidate of an instance against its others, and no scores for their own sake.
 LOSSES = {"listwise": 1.0}
@@ -315,7 +318,8 @@ def fitting_settings(
     """Settings for some rows: how often to evaluate, and how long to train, depends on how many tokens there are."""
     settings = Settings(
         seed=seed,
-        batches_per_step=1,
+        batch_tokens=BATCH_TOKENS,
+        batches_per_step=BATCHES_PER_STEP,
         short=max_tokens,
         long=max_tokens,
         losses=LOSSES,
@@ -329,7 +333,8 @@ def fitting_settings(
     sample = rng.sample(rows, min(MEASURED_ROWS, len(rows)))
     kept = [draw_responses(row, settings.responses, rng) for row in sample]
     lengths = [row.length for row in packer.token_rows(kept, [max_tokens] * len(kept))]
-    per_epoch = max(1.0, len(rows) * sum(lengths) / len(lengths) / settings.batch_tokens)
+    step_tokens = settings.batch_tokens * settings.batches_per_step
+    per_epoch = max(1.0, len(rows) * sum(lengths) / len(lengths) / step_tokens)
     every = max(1, min(round(per_epoch / EVALUATIONS_PER_EPOCH), MOST_STEPS_APART))
     return replace(settings, epochs=epochs or max(EPOCHS, LEAST_STEPS / per_epoch), evaluate_every=every)
 
