@@ -67,8 +67,7 @@ CHECKED = 384
 # Passes over the examples, or more where these would be few steps.
 EPOCHS = 3
 LEAST_STEPS = 30
-# A step's batches, which a CPU computes a thread each, and the tokens of one.
-BATCHES_PER_STEP = 2
+# Half of pre-training's: examples are few, and a step takes several batches, since a CPU computes each on one thread.
 BATCH_TOKENS = 2048
 WARMUP = 0.1
 # Picks are what counts: the best candidate of an instance against its others, and no scores for their own sake.
@@ -319,7 +318,6 @@ def fitting_settings(
     settings = Settings(
         seed=seed,
         batch_tokens=BATCH_TOKENS,
-        batches_per_step=BATCHES_PER_STEP,
         short=max_tokens,
         long=max_tokens,
         losses=LOSSES,
