@@ -25,6 +25,8 @@ IN_SDIST = {
         "tests/conftest.py",
         "benchmarks/kernel_equality.py",
         "train/cappy_train/cli.py",
+        "train/default_model",
+        "train/default_model.md",
     ),
     *(name for name in IN_WHEEL if not name.endswith((".so", "cli.py"))),
 }
