@@ -1,8 +1,10 @@
 """Questions about claims: whether a text says so, denies it, or leaves it open; each with choices.
 
 To tell takes to read both word for word, which few of the other questions ask for. A claim is a sentence of the text,
-or an answer that retells it; a fact is changed in a wrong one, as Kryściński et al. (2020), "Evaluating the Factual
-Consistency of Abstractive Text Summarization", make theirs; and what is left open is said of another text.
+whole or without a part, or an answer that retells it; a fact is changed in a wrong one, as Kryściński et al. (2020),
+"Evaluating the Factual Consistency of Abstractive Text Summarization", make theirs. A text may say too that someone
+knows what a sentence says, or doesn't think so, or asks. What is left open is asked there, is a part that the text
+leaves out, or is said of another text.
 """
 
 from __future__ import annotations
@@ -27,8 +29,11 @@ CLAIM_WORDS = range(5, 41)
 # An answer retells a text that has so much of its words, if that isn't what the task forbids.
 RETOLD = 0.6
 NOT_RETOLD = re.compile("incorrect|wrong|negati|perturb|style_transfer|antistereotype|odd-man|question")
-# Where there is a retelling, the share of claims that are one.
-RETELLINGS = 0.6
+# Where there is a retelling, the share of claims that are one; of the others, the shares that are a sentence without a
+# part of it, and one that the text reports.
+RETELLINGS, SHORTENED, REPORTED = 0.6, 0.35, 0.35
+# A claim on another text is on one that shares more words than so many others.
+COMPARED = 8
 
 SAYS, DENIES, OPEN = range(3)
 # What is asked, and the choices: what to say if the text says so, denies it, and leaves it open.
@@ -43,6 +48,55 @@ WORDINGS = (
     ("Text: {text}\nClaim: {claim}\nVerdict:", "supported", "contradicted", "not mentioned"),
     ("{text}\n\nWhat of this claim? {claim}\nIt is true, false, or unclear.", "True", "False", "Unclear"),
     ('Passage: {text}\n\n"{claim}" Is that certain, impossible, or possible?', "certain", "impossible", "possible"),
+)
+
+# Who holds something, and what that tells of it.
+WHO = ("I", "We", "They", "People", "Her brother", "The neighbours", "My teacher", "Most of us")
+REPORTS = (
+    ("{who} knew that {said}.", SAYS),
+    ("{who} didn't know that {said}.", SAYS),
+    ("{who} had forgotten that {said}.", SAYS),
+    ("{who} didn't mind that {said}.", SAYS),
+    ("Did anyone notice that {said}?", SAYS),
+    ("It is odd that {said}, but true.", SAYS),
+    ("{who} found out that {said}.", SAYS),
+    ("It can't be denied that {said}.", SAYS),
+    ("{who} didn't think that {said}.", DENIES),
+    ("I don't believe that {said}.", DENIES),
+    ("{who} wrongly thought that {said}.", DENIES),
+    ("It isn't true that {said}.", DENIES),
+    ("{who} only pretended that {said}.", DENIES),
+    ("Nobody would say that {said}.", DENIES),
+    ("{who} denied, and rightly, that {said}.", DENIES),
+    ("It is a lie that {said}.", DENIES),
+    ("{who} asked whether {said}.", OPEN),
+    ("If {said}, so much the better.", OPEN),
+    ("{who} hoped that {said}.", OPEN),
+    ("It may be that {said}.", OPEN),
+    ("{who} wasn't sure that {said}.", OPEN),
+    ("Do you think that {said}?", OPEN),
+    ("Some say that {said}, others deny it.", OPEN),
+    ("Suppose that {said}.", OPEN),
+)
+# With what sentences begin that isn't written with a capital inside of another.
+SMALL = re.compile(
+    r"(?:The|A|An|He|She|It|They|We|You|This|That|These|Those|There|His|Her|Their|Its|My|Our|Your|Some|Many|Most|All|"
+    r"In|On|At|One|Two|Three|No|Both|Each|After|When)\b"
+)
+
+# What may be left out of a sentence: what is in brackets or between commas, what precedes the first comma if it tells
+# when, where or how, and what follows the main clause.
+LEFT_OUT = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r" \([^()]+\)",
+        r" ?, (?:an?|the|who|which|whose|where|then|now|along|including|such|in|on|at|of|with|by|for|\w+ed|\w+ing)\b"
+        r"[^,]{4,}, ?(?!and\b|or\b)",
+        r"^(?:In|On|At|After|Before|During|When|While|Since|By|For|With|Despite|Although|As|According) [^,]{4,60}, ",
+        r" ?,? (?:who|which|where|while|after|before|because|although|since|when|but|so that|in order to|despite)\b"
+        r"[^,]{8,}?(?= ?[.!]?$)",
+        r" ?, (?:and|\w+ing)\b[^,]{8,}?(?= ?[.!]?$)",
+    )
 )
 
 NUMBER = re.compile(r"\b\d(?:[\d,.]*\d)?\b")
@@ -101,11 +155,11 @@ def _retellings(instance: Instance, text: str) -> Iterator[str]:
     known = rouge_words(text)
     for reference in instance.references:
         words = rouge_words(reference)
-        if _is_claim(reference) and len(words & known) >= RETOLD * len(words):
+        if is_claim(reference) and len(words & known) >= RETOLD * len(words):
             yield reference
 
 
-def _is_claim(text: str) -> bool:
+def is_claim(text: str) -> bool:
     """Whether it looks like one statement in words."""
     words = text.split()
     plain = sum(word.isalpha() for word in words)
@@ -118,12 +172,15 @@ def _question(text: Text, pool: Sequence[Text], rng: random.Random) -> Instance 
     choices = tuple(dict.fromkeys(answers))
     answer = rng.choice(choices)
     kind = rng.choice([kind for kind, own in enumerate(answers) if own == answer])
-    if kind == OPEN:
-        made = _left_open(text, pool, rng)
-    elif text.retellings and rng.random() < RETELLINGS:
+    drawn, made = rng.random(), None
+    if kind != OPEN and text.retellings and rng.random() < RETELLINGS:
         made = _retold(text, kind == SAYS, rng)
-    else:
-        made = _repeated(text, kind == SAYS, rng)
+    elif drawn < SHORTENED:
+        made = _shortened(text, kind, rng)
+    elif drawn < SHORTENED + REPORTED:
+        made = _reported(text, kind, rng)
+    if made is None:
+        made = _left_open(text, pool, rng) if kind == OPEN else _repeated(text, kind == SAYS, rng)
     if made is None:
         return None
     shown, claim = made
@@ -143,8 +200,10 @@ def _left_open(text: Text, pool: Sequence[Text], rng: random.Random) -> tuple[st
 
     As in the others, so that a changed fact doesn't tell that something is said or denied.
     """
-    other = rng.choice(pool)
-    claims = [one for one in (*other.sentences, *other.retellings) if _is_claim(one) and one not in text.sentences]
+    words = rouge_words(" ".join(text.sentences))
+    others = rng.sample(pool, min(len(pool), COMPARED))
+    other = max(others, key=lambda one: one is not text and len(words & rouge_words(" ".join(one.sentences))))
+    claims = [one for one in (*other.sentences, *other.retellings) if is_claim(one) and one not in text.sentences]
     if other.instance.id == text.instance.id or not claims:
         return None
     claim = rng.choice(claims)
@@ -176,13 +235,60 @@ def _repeated(text: Text, says: bool, rng: random.Random) -> tuple[str, str] | N
     return _shown(text, versions[0], in_text), in_claim
 
 
+def _shortened(text: Text, kind: int, rng: random.Random) -> tuple[str, str] | None:
+    """A text, and a sentence of it less what can be left out, with a fact changed in either if the text denies it.
+
+    If the text leaves it open, it is the text whose sentence has less.
+    """
+    pairs = [pair for pair in _changeable(text, rng) if shortenings(pair[0])]
+    if not pairs:
+        return None
+    versions = rng.choice(pairs)
+    in_text = rng.choice(versions)
+    in_claim = next(version for version in versions if version != in_text) if kind == DENIES else in_text
+    options = list(zip(shortenings(in_text), shortenings(in_claim), strict=False))
+    if not options:
+        return None
+    less, claim = rng.choice(options)
+    if kind == OPEN:
+        return _shown(text, versions[0], less), in_text
+    return None if kind == DENIES and less == claim else (_shown(text, versions[0], in_text), claim)
+
+
+def shortenings(sentence: str) -> list[str]:
+    """The claims that a sentence makes when one part of it is left out."""
+    made = []
+    for pattern in LEFT_OUT:
+        for match in pattern.finditer(sentence):
+            rest = sentence[: match.start()] + " " * (sentence[match.end() - 1] in ", ") + sentence[match.end() :]
+            rest = " ".join(rest.split())
+            rest = rest[:1].upper() + rest[1:] if sentence[:1].isupper() else rest
+            if is_claim(rest):
+                made.append(rest)
+    return made
+
+
+def _reported(text: Text, kind: int, rng: random.Random) -> tuple[str, str] | None:
+    """A text that reports what someone makes of one of its sentences, and that sentence or what it denies."""
+    pairs = [(one, other) for one in text.sentences if is_claim(one) and SMALL.match(one) and (other := negated(one))]
+    if not pairs:
+        return None
+    versions = rng.choice(pairs)
+    in_text = rng.choice(versions)
+    other = next(version for version in versions if version != in_text)
+    report, tells = rng.choice([one for one in REPORTS if (one[1] == OPEN) == (kind == OPEN)])
+    claim = rng.choice(versions) if kind == OPEN else in_text if tells == kind else other
+    said = (in_text[0].lower() + in_text[1:]).rstrip(".! ")
+    return _shown(text, versions[0], report.format(who=rng.choice(WHO), said=said)), claim
+
+
 def _changeable(text: Text, rng: random.Random) -> list[tuple[str, str]]:
     """The sentences of a text that are claims and can be changed, each with what it becomes."""
     whole = " ".join(text.sentences)
     return [
         (sentence, changed)
         for sentence in text.sentences
-        if _is_claim(sentence) and (changed := _changed(sentence, whole, rng))
+        if is_claim(sentence) and (changed := _changed(sentence, whole, rng))
     ]
 
 
