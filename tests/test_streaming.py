@@ -7,11 +7,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice, takewhile
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_training import write_tiny_bert, write_tiny_pairs
 
 from cappy_lite.errors import InputValueError
@@ -28,6 +29,7 @@ from cappy_train.streaming import (
     ahead,
     by_length,
     draw_responses,
+    packed_by_processes,
     planned_batches,
 )
 
@@ -146,6 +148,31 @@ def test_the_stream_goes_on_from_any_place(pairs: Path, packer: Packer, window: 
         rest = planned_batches(rows, packer, READING, place)
         assert [next(rest) for _ in range(3)] == whole[number + 1 : number + 4]
         assert rows.windows[0] == (place.epoch, place.window)  # what was before isn't read again
+
+
+@pytest.mark.parametrize("start", [Place(), Place(window=1, batch=2)])
+def test_processes_pack_the_same_stream(pairs: Path, packer: Packer, start: Place) -> None:
+    rows = ShardRows(pairs, window=2)
+    planned = islice(planned_batches(rows, packer, READING, start), 60)
+    made = packed_by_processes(rows, packer, READING, start)
+    for expected, (batch, after, epochs) in zip(planned, made, strict=False):
+        packed = packer.batch(expected.rows)
+        for field in fields(packed):
+            one, other = getattr(batch, field.name), getattr(packed, field.name)
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+        assert (after, epochs) == (expected.after, expected.epochs)
+    assert after.epoch > 0
+
+
+class DamagedRows(ListedRows):
+    def read(self, epoch: int, window: int) -> list[LabelledRow]:
+        raise InputValueError("shard-000003.parquet is damaged")
+
+
+def test_what_is_wrong_in_a_process_is_told(packer: Packer) -> None:
+    rows = DamagedRows([LabelledRow("i", ("a", "b"), (1.0, 0.0))])
+    with pytest.raises(InputValueError, match=r"shard-000003\.parquet is damaged"):
+        next(packed_by_processes(rows, packer, READING, Place()))
 
 
 def test_another_epoch_draws_other_responses(packer: Packer) -> None:

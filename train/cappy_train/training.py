@@ -45,7 +45,7 @@ from cappy_train.files import written_whole
 from cappy_train.network import PackedNetwork
 from cappy_train.objective import check_losses, objective
 from cappy_train.shared_builds import kind_of
-from cappy_train.streaming import Place, Reading, Rows, ahead, planned_batches
+from cappy_train.streaming import Place, Reading, Rows, ahead, packed_by_processes, planned_batches
 from cappy_train.trainable import TextBatch, TextPacker, TrainableNetwork, network_scores
 from cappy_train.workers import one_thread_an_operation
 
@@ -252,6 +252,8 @@ class _Run:
             long_share=settings.long_share,
         )
         processes, own = self._accelerator.num_processes, self._accelerator.process_index
+        if processes == 1 and self._accelerator.device.type != "cpu":
+            return ahead(packed_by_processes(self._rows, self._packer, reading, place), BATCHES_AHEAD)
 
         def packed() -> Iterator[tuple[TextBatch | None, Place, float]]:
             for number, planned in enumerate(planned_batches(self._rows, self._packer, reading, place)):
