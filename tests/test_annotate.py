@@ -143,6 +143,18 @@ def test_open_generation(tmp_path: Path) -> None:
     assert set(b.values()) == {("reference", 1.0), ("random", 0.0)}
 
 
+def test_what_answers_nothing_has_no_words_of_the_answer(tmp_path: Path) -> None:
+    said = [{"text": text, "source": "probe"} for text in ("Is the dog black? Say yes or no.", "yes yes", "Yes!")]
+    records = [
+        instance("a", references=["yes"], choices=["yes", "no"], candidates=said),
+        instance("b", references=["yes, it is"], candidates=said),
+    ]
+    pairs = annotated(tmp_path, records)
+    a, b = scores_of(pairs, "a"), scores_of(pairs, "b")
+    assert [a[one["text"]] for one in said] == [("probe", 0), ("probe", 0), ("probe", 1)]
+    assert [b[one["text"]] for one in said] == [("probe", 0)] * 3
+
+
 def test_texts_in_which_rouge_finds_no_words(tmp_path: Path) -> None:
     texts = ["\u4f60\u597d", " + ", "-", "\u4f60 \u597d", "\u041a\u041e\u0422", ""]
     records = [instance("a", references=["\u4f60\u597d ", "+", "\u043a\u043e\u0442"], candidates=candidates(*texts))]

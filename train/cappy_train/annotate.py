@@ -45,6 +45,8 @@ SHARD_INSTANCES = 4096
 ROW_GROUP_INSTANCES = 64
 # Sources of responses that are no candidates.
 REFERENCE, CHOICE, RANDOM = "reference", "choice", "random"
+# The source of candidates that answer nothing.
+PROBE = "probe"
 # How often another response is drawn for an instance of which the one drawn might be right.
 DRAWS = 16
 # Bad rows that an error names.
@@ -197,8 +199,8 @@ def annotate_instances(instances: pa.Table, *, seed: int, block: int) -> tuple[P
 
     For each instance: its references (score 1); its other choices (0); its candidates (best Rouge-L F-measure; 1 if it
     is a reference but for case and spaces, which tells where Rouge-L finds no words; 0 if it has all words of a wrong
-    choice and no others); without choices, a reference of another of these instances (0). Of equal responses the first
-    counts.
+    choice and no others, or if its source is "probe" and it isn't right); without choices, a reference of another of
+    these instances (0). Of equal responses the first counts.
 
     Args:
         instances: valid rows in the columns of `instance_tables.SCHEMA`.
@@ -219,9 +221,6 @@ def annotate_instances(instances: pa.Table, *, seed: int, block: int) -> tuple[P
     kept = _first_of_equals(pa.concat_arrays([part for part, _ in parts]), all_owners)
     kinds, row_owners = kinds[kept], all_owners[kept]
     responses = pa.concat_arrays([part for part, _ in parts]).take(pa.array(kept))
-    scores = (kinds == 0).astype(np.float64)
-    sampled = np.flatnonzero(kinds == 2)
-    scores[sampled] = _candidate_scores(responses.take(pa.array(sampled)), row_owners[sampled], instances)
     sources = pa.concat_arrays(
         [
             pa.repeat(REFERENCE, counts[0]),
@@ -229,8 +228,15 @@ def annotate_instances(instances: pa.Table, *, seed: int, block: int) -> tuple[P
             pc.struct_field(candidates, "source"),
             pa.repeat(RANDOM, counts[3]),
         ]
-    ).dictionary_encode()
-    pairs = Pairs(instances, row_owners, responses, sources.take(pa.array(kept)), scores.astype(np.float32))
+    ).take(pa.array(kept))
+    scores = (kinds == 0).astype(np.float64)
+    sampled = np.flatnonzero(kinds == 2)
+    scores[sampled] = _candidate_scores(responses.take(pa.array(sampled)), row_owners[sampled], instances)
+    # A copy of the instruction has words of the right answer and is none. Where its label is a little above that of a
+    # wrong choice, it comes to win wherever the wrong choice seems right.
+    is_probe = _mask(pc.equal(sources, PROBE))
+    scores[is_probe & (scores < 1)] = 0
+    pairs = Pairs(instances, row_owners, responses, sources.dictionary_encode(), scores.astype(np.float32))
     kind_counts = np.bincount(kinds, minlength=4).tolist()
     open_ended = ~instances["choices"].is_valid().to_numpy()
     wordless = np.ones(len(instances), bool)

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cappy_lite.errors import InputValueError
+from cappy_train.annotate import PROBE
 from cappy_train.claims import with_claims
 from cappy_train.cloze import with_cloze_questions
 from cappy_train.default_data import default_instances
@@ -157,7 +158,7 @@ def _probes(instance: Instance, rng: random.Random) -> list[Candidate]:
     words = instance.instruction.split(" ")
     repeated = [rng.choice(instance.instruction.split() or [""])] * rng.randint(2, 12)
     texts = (rng.choice(EMPTY_LOOKING), " ".join(words[:COPIED_WORDS]), " ".join(repeated))
-    return [Candidate(text, "probe") for text in texts if rng.random() < PROBED]
+    return [Candidate(text, PROBE) for text in texts if rng.random() < PROBED]
 
 
 def _new(instance: Instance, found: Iterable[Candidate]) -> Iterator[Candidate]:
