@@ -171,7 +171,7 @@ class DamagedRows(ListedRows):
 
 def test_what_is_wrong_in_a_process_is_told(packer: Packer) -> None:
     rows = DamagedRows([LabelledRow("i", ("a", "b"), (1.0, 0.0))])
-    with pytest.raises(InputValueError, match=r"shard-000003\.parquet is damaged"):
+    with pytest.raises(InputValueError, match=r"^shard-000003\.parquet is damaged$"):
         next(packed_by_processes(rows, packer, READING, Place()))
 
 

@@ -73,7 +73,7 @@ REPORTS = (
     ("If {said}, so much the better.", OPEN),
     ("{who} hoped that {said}.", OPEN),
     ("It may be that {said}.", OPEN),
-    ("{who} wasn't sure that {said}.", OPEN),
+    ("{who} couldn't say whether {said}.", OPEN),
     ("Do you think that {said}?", OPEN),
     ("Some say that {said}, others deny it.", OPEN),
     ("Suppose that {said}.", OPEN),
@@ -246,13 +246,14 @@ def _shortened(text: Text, kind: int, rng: random.Random) -> tuple[str, str] | N
     versions = rng.choice(pairs)
     in_text = rng.choice(versions)
     in_claim = next(version for version in versions if version != in_text) if kind == DENIES else in_text
-    options = list(zip(shortenings(in_text), shortenings(in_claim), strict=False))
-    if not options:
+    shorter, of_claim = shortenings(in_text), shortenings(in_claim)
+    # What is changed can make a part too long or too short to leave out: then the two are no pairs.
+    if len(shorter) != len(of_claim):
         return None
-    less, claim = rng.choice(options)
+    less, claim = rng.choice(list(zip(shorter, of_claim, strict=True)))
     if kind == OPEN:
         return _shown(text, versions[0], less), in_text
-    return None if kind == DENIES and less == claim else (_shown(text, versions[0], in_text), claim)
+    return None if kind == DENIES and claim in shorter else (_shown(text, versions[0], in_text), claim)
 
 
 def shortenings(sentence: str) -> list[str]:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from torch.utils.data import DataLoader, Dataset
 
-from cappy_lite.errors import InputValueError
+from cappy_lite.errors import CappyError, InputValueError
 from cappy_train.annotate import CHOICE, REPEATED
 from cappy_train.batches import LabelledRow, TokenRow, padded
 from cappy_train.shards import MANIFEST, RowGroup, Shards, file_digest
@@ -206,7 +206,8 @@ def planned_window(rows: Rows, packer: TextPacker, reading: Reading, place: Plac
 
 
 class PackedWindows(Dataset[bytes]):
-    """A window, by where to begin in it: its packed batches, each with the place after it and the epochs read, pickled.
+    """A window, by where to begin in it: its packed batches, each with the place after it and the epochs read, pickled;
+    or, if there is anything wrong with it, the error.
 
     Processes give them to another one (see `packed_by_processes`) as bytes, since of tensors that processes share each
     takes a file descriptor, and a process may have few.
@@ -216,8 +217,11 @@ class PackedWindows(Dataset[bytes]):
         self._rows, self._packer, self._reading = rows, packer, reading
 
     def __getitem__(self, place: Place) -> bytes:
-        planned = planned_window(self._rows, self._packer, self._reading, place)
-        return pickle.dumps([(self._packer.batch(each.rows), each.after, each.epochs) for each in planned])
+        try:
+            planned = planned_window(self._rows, self._packer, self._reading, place)
+            return pickle.dumps([(self._packer.batch(each.rows), each.after, each.epochs) for each in planned])
+        except CappyError as error:  # DataLoader would tell of it by a traceback
+            return pickle.dumps(error)
 
 
 def packed_by_processes(
@@ -235,8 +239,10 @@ def packed_by_processes(
         num_workers=MAKERS,
         multiprocessing_context="spawn",  # what a device's driver keeps in this process must not be copied
     )
-    for window in made:
-        yield from pickle.loads(window)
+    for window in map(pickle.loads, made):
+        if isinstance(window, CappyError):
+            raise window
+        yield from window
 
 
 def _as_it_is(window: Any) -> Any:

@@ -252,7 +252,7 @@ class _Run:
             long_share=settings.long_share,
         )
         processes, own = self._accelerator.num_processes, self._accelerator.process_index
-        if processes == 1 and self._accelerator.device.type != "cpu":
+        if processes == 1 and self._accelerator.device.type == "cuda":
             return ahead(packed_by_processes(self._rows, self._packer, reading, place), BATCHES_AHEAD)
 
         def packed() -> Iterator[tuple[TextBatch | None, Place, float]]:
