@@ -24,10 +24,12 @@ def stage(parser, argv):
         inputs = values.get(name) or []
         for path in [inputs] if isinstance(inputs, (str, Path)) else inputs:
             assert path == ENCODER or Path(path).exists(), (name, path)
-    for network in (text.rpartition("=")[0] for text in values.get("networks") or []):
+    networks = [text.rpartition("=") for text in values.get("networks") or []]
+    for network, _, _ in networks:
         assert network == ENCODER or Path(network).exists(), network
+    assert not networks or abs(sum(float(share) for _, _, share in networks) - 1) < 1e-9, networks
     with open({log!r}, "a") as log:
-        print(argv[0], file=log)
+        print(argv[0], len(values["data"]) if argv[0] == "annotate" else "", sep="", file=log)
     if argv[0] == {stop!r}:
         sys.exit(1)
     out = Path(values["out"])
@@ -41,8 +43,8 @@ def stage(parser, argv):
 ArgumentParser.parse_args = stage
 main(sys.argv[1:])
 """
-PASS = ["distractors", "annotate", "pretrain", "average"]
-LONG = [*["distractors"] * 5, "generator", "sample", "annotate", *["pretrain"] * 3, "average"]
+PASS = ["distractors", "annotate1", "pretrain", "average"]
+LONG = [*["distractors"] * 5, "generator", "sample", "annotate6", *["pretrain"] * 3, "average"]
 
 
 def run(tmp_path: Path, *, stop: str | None = None) -> tuple[int, list[str]]:
@@ -54,7 +56,7 @@ def run(tmp_path: Path, *, stop: str | None = None) -> tuple[int, list[str]]:
     (bin / "cappy-train").chmod(0o755)
     (tmp_path / "data sets").mkdir(exist_ok=True)
     done = subprocess.run(
-        ["bash", str(SCRIPT), str(tmp_path / "data sets"), str(tmp_path / "work")],
+        ["bash", str(SCRIPT), str(tmp_path / "data sets"), str(tmp_path / "work here")],
         env={**os.environ, "PATH": f"{bin}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -66,11 +68,11 @@ def run(tmp_path: Path, *, stop: str | None = None) -> tuple[int, list[str]]:
 
 def test_each_stage_takes_what_the_ones_before_made(tmp_path: Path) -> None:
     assert run(tmp_path) == (0, [*PASS * 4, *LONG, "export"])
-    assert (tmp_path / "work" / "cappy-mini").is_dir()
+    assert (tmp_path / "work here" / "cappy-mini").is_dir()
 
 
 def test_it_stops_where_a_stage_fails_and_goes_on(tmp_path: Path) -> None:
     assert run(tmp_path, stop="pretrain") == (1, PASS[:3])
     # What was made at once isn't made again; stages that know where they stopped are asked again.
     assert run(tmp_path) == (0, [*PASS[1:], *PASS * 3, *LONG, "export"])
-    assert run(tmp_path) == (0, [*["annotate", "pretrain"] * 4, *LONG[5:-1]])
+    assert run(tmp_path) == (0, [*["annotate1", "pretrain"] * 4, *LONG[5:-1]])
