@@ -254,7 +254,7 @@ def test_two_processes_give_the_same_losses_as_one(folder: Path, tmp_path: Path)
     assert losses_of(two) == pytest.approx(losses_of(one), abs=2e-4)
     networks = [result_of(JointNetwork, trained_state(run)).state_dict() for run in (one, two)]
     for name, weight in networks[0].items():  # AdamW's first steps are no smaller where gradients are tiny
-        torch.testing.assert_close(networks[1][name], weight, atol=2e-3, rtol=0)
+        torch.testing.assert_close(networks[1][name], weight, atol=settings.learning_rate, rtol=0)
 
 
 def test_a_head_is_kept_if_it_has_one_output_and_drawn_from_the_seed_otherwise(folder: Path, tmp_path: Path) -> None:

@@ -238,10 +238,14 @@ def packed_by_processes(
         num_workers=MAKERS,
         multiprocessing_context="spawn",  # what a device's driver keeps in this process must not be copied
     )
-    for window in map(pickle.loads, made):
-        if isinstance(window, CappyError):
-            raise window
-        yield from window
+    read = map(pickle.loads, made)
+    try:
+        for window in read:
+            if isinstance(window, CappyError):
+                raise window
+            yield from window
+    finally:
+        del read  # ends the processes, whoever keeps this generator's error
 
 
 def _as_it_is(window: Any) -> Any:
