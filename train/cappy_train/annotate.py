@@ -233,7 +233,7 @@ def annotate_instances(instances: pa.Table, *, seed: int, block: int) -> tuple[P
     sampled = np.flatnonzero(kinds == 2)
     scores[sampled] = _candidate_scores(responses.take(pa.array(sampled)), row_owners[sampled], instances)
     # A copy of the instruction has words of the right answer and is none. Where its label is a little above that of a
-    # wrong choice, it comes to win wherever the wrong choice seems right.
+    # wrong choice, it may win wherever the wrong choice seems right.
     is_probe = _mask(pc.equal(sources, PROBE))
     scores[is_probe & (scores < 1)] = 0
     pairs = Pairs(instances, row_owners, responses, sources.dictionary_encode(), scores.astype(np.float32))

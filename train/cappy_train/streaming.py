@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -234,7 +234,6 @@ def packed_by_processes(
         PackedWindows(rows, packer, reading),
         sampler=windows(rows, start),
         batch_size=None,
-        collate_fn=_as_it_is,
         num_workers=MAKERS,
         multiprocessing_context="spawn",  # what a device's driver keeps in this process must not be copied
     )
@@ -246,10 +245,6 @@ def packed_by_processes(
             yield from window
     finally:
         del read  # ends the processes, whoever keeps this generator's error
-
-
-def _as_it_is(window: Any) -> Any:
-    return window
 
 
 def _window_batches(
