@@ -194,6 +194,19 @@ def test_a_part_of_a_sentence_is_left_out(sentence: str, claims_made: list[str])
     assert shortenings(sentence) == claims_made
 
 
+def test_a_change_may_leave_nothing_to_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "SHORTENED", 1.0)
+    sentence = "The woman with number {number} met the old man who is {name}."
+    assert shortenings(sentence.format(number=7, name="Bartholomew")) != []
+    assert shortenings(sentence.format(number=7, name="Al")) == []
+    shown = [f"{sentence.format(number=n, name='Bartholomew')} It was Al, they say." for n in range(len(INSTANCES))]
+    instances = [
+        replace(one, instruction=f"{BEGINNING}\n{own}", references=("Fine.",))
+        for one, own in zip(INSTANCES, shown, strict=True)
+    ]
+    assert any("who is Al." in question.instruction for question in made(instances))
+
+
 def bridges(end: str) -> list[Instance]:
     """An instance for each number, with a text of one sentence, and none that retells it."""
     shown = "{beginning} the people of {city} were happy with their bridge number {number}{end}"

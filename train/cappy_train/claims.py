@@ -247,8 +247,8 @@ def _shortened(text: Text, kind: int, rng: random.Random) -> tuple[str, str] | N
     in_text = rng.choice(versions)
     in_claim = next(version for version in versions if version != in_text) if kind == DENIES else in_text
     shorter, of_claim = shortenings(in_text), shortenings(in_claim)
-    # What is changed can make a part too long or too short to leave out: then the two are no pairs.
-    if len(shorter) != len(of_claim):
+    # What is changed can make a part too long or too short to leave out: then the two are no pairs, or there are none.
+    if not shorter or len(shorter) != len(of_claim):
         return None
     less, claim = rng.choice(list(zip(shorter, of_claim, strict=True)))
     if kind == OPEN:
