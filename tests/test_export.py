@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from cappy_lite.session import Session, kept_outputs, session_options
 from cappy_train.batches import Packer
 from cappy_train.cli import main
 from cappy_train.evaluate import Question
-from cappy_train.export import Parity, check_parity, export, measure_parity, packed_rows, seal
+from cappy_train.export import Parity, check_parity, export, measure_parity, packed_rows, seal, write_model
 from cappy_train.graph import QuantisedLinear, graph_weights, joint_twin, packed_graph, read_weights
 from cappy_train.network import ScorerNetwork
 from cappy_train.quantise import FLOAT_LAYERS, observe, quantise
@@ -293,6 +294,8 @@ def test_parity_by_hand() -> None:
     assert parity.network_difference == 0.25
     assert parity.quantised_difference == pytest.approx((0.5 + 0 + 0.01 + 0.01 + 0) / 5)
     assert (parity.same_pick, parity.questions, parity.clear_questions) == (0.0, 3, 1)
+    none_clear = measure_parity([exact[0]], exact, quantised, margin=0.5)
+    assert (none_clear.questions, none_clear.clear_questions) == (3, 0)
 
 
 def test_parity_at_its_limits() -> None:
@@ -318,6 +321,34 @@ def test_parity_of_scores_that_only_order() -> None:
     for worse in ({"network_difference": 2e-4}, {"quantised_difference": 0.0501}, {"same_pick": 0.93}):
         with pytest.raises(ModelError):
             check_parity(replace(parity, **worse), only_orders=True)
+
+
+def test_only_far_scores_are_clear_where_scores_only_order(network: ScorerNetwork, run: Path, tmp_path: Path) -> None:
+    candidates = [*CANDIDATES, "the dog", "the old house", "pasta", "the street"]
+    asked = [
+        Question("task", None, INSTRUCTION, pair, np.zeros(2), "group", "generation")
+        for pair in combinations(candidates, 2)
+    ]
+    clear = []
+    for only_orders in (False, True):
+        folder = tmp_path / str(only_orders)
+        folder.mkdir()
+        write_model(
+            folder,
+            network,
+            run / "tokenizer.json",
+            asked,
+            asked,
+            identity={**IDENTITY, "max_tokens": 160},
+            training={"steps": 1},
+            origin="",
+            only_orders=only_orders,
+        )
+        clear.append(json.loads((folder / "config.json").read_text())["parity"]["clear_questions"])
+    scores = network_scores(network, Packer(run / "tokenizer.json"), [(INSTRUCTION, candidates)], 160)[0]
+    margins = np.array([abs(one - other) for one, other in combinations(scores, 2)])
+    assert clear == [(margins > 0.02).sum(), (margins > 0.05).sum()]
+    assert clear[0] > clear[1]
 
 
 def test_one_question_proves_nothing(run: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Parity:
     network_difference: largest difference between the network in PyTorch and the float32 graph.
     quantised_difference: mean difference between the float32 and the quantised graph; 0 if that has float32 too.
     same_pick: share of the clear questions where both graphs' best candidate is the same; clear is a question whose
-        best and second score lie further apart than CLEAR_MARGIN in float32.
+        best and second score lie further apart than a margin in float32.
     questions, clear_questions: how many these are of.
     """
 
@@ -65,11 +65,12 @@ class Parity:
     clear_questions: int
 
 
-CLEAR_MARGIN = 0.02
 MAX_NETWORK_DIFFERENCE = 1e-4
 MAX_QUANTISED_DIFFERENCE = 0.015
-# The same where scores only order the candidates of an instruction.
+CLEAR_MARGIN = 0.02
+# The same where scores only order the candidates of an instruction: what they are allowed to differ by can't be clear.
 MAX_ORDERING_DIFFERENCE = 0.05
+CLEAR_ORDERING_MARGIN = 0.05
 MIN_SAME_PICK = 0.97
 
 
@@ -194,7 +195,9 @@ def write_model(
     through_network = [(question.instruction, question.candidates) for question in checked[::NETWORK_STEP]]
     network_part = network_scores(network, packer, through_network, max_tokens)
     with np.errstate(invalid="ignore"):  # a damaged network gives NaN, and `check_parity` says so
-        parity = measure_parity(network_part, [sigmoid(own) for own in exact], [sigmoid(own) for own in logits])
+        margin = CLEAR_ORDERING_MARGIN if only_orders else CLEAR_MARGIN
+        scores, exact_scores = ([sigmoid(own) for own in each] for each in (logits, exact))
+        parity = measure_parity(network_part, exact_scores, scores, margin=margin)
     check_parity(parity, only_orders=only_orders or float32)
     calibrated = None if only_orders else calibrate(checked, logits)
 
@@ -259,15 +262,22 @@ def graph_logits(graph: Path, packer: Packer, questions: Sequence[Question], max
 
 
 def measure_parity(
-    network_part: Sequence[FloatArray], float_scores: Sequence[FloatArray], quantised_scores: Sequence[FloatArray]
+    network_part: Sequence[FloatArray],
+    float_scores: Sequence[FloatArray],
+    quantised_scores: Sequence[FloatArray],
+    *,
+    margin: float = CLEAR_MARGIN,
 ) -> Parity:
-    """Compares scores of the same questions; `network_part` has those of one question in NETWORK_STEP."""
+    """Compares scores of the same questions; `network_part` has those of one question in NETWORK_STEP.
+
+    margin: see `Parity.same_pick`.
+    """
     network_differences = np.concatenate(network_part) - np.concatenate(float_scores[::NETWORK_STEP])
     quantised_differences = np.concatenate(quantised_scores) - np.concatenate(float_scores)
     same = [
         quantised.argmax() == exact.argmax()
         for exact, quantised in zip(float_scores, quantised_scores, strict=True)
-        if _margin(exact) > CLEAR_MARGIN
+        if _margin(exact) > margin
     ]
     return Parity(
         network_difference=float(np.abs(network_differences).max()),
