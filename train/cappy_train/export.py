@@ -54,7 +54,8 @@ class Parity:
     network_difference: largest difference between the network in PyTorch and the float32 graph.
     quantised_difference: mean difference between the float32 and the quantised graph; 0 if that has float32 too.
     same_pick: share of the clear questions where both graphs' best candidate is the same; clear is a question whose
-        best and second score lie further apart than a margin in float32.
+        best and second score lie further apart than CLEAR_MARGIN in float32, or than CLEAR_ORDERING_MARGIN where
+        scores only order.
     questions, clear_questions: how many these are of.
     """
 
@@ -70,7 +71,7 @@ MAX_QUANTISED_DIFFERENCE = 0.015
 CLEAR_MARGIN = 0.02
 # The same where scores only order the candidates of an instruction: what they are allowed to differ by can't be clear.
 MAX_ORDERING_DIFFERENCE = 0.05
-CLEAR_ORDERING_MARGIN = 0.05
+CLEAR_ORDERING_MARGIN = MAX_ORDERING_DIFFERENCE
 MIN_SAME_PICK = 0.97
 
 
@@ -270,7 +271,7 @@ def measure_parity(
 ) -> Parity:
     """Compares scores of the same questions; `network_part` has those of one question in NETWORK_STEP.
 
-    margin: see `Parity.same_pick`.
+    margin: how far apart a clear question's best and second score are, at least.
     """
     network_differences = np.concatenate(network_part) - np.concatenate(float_scores[::NETWORK_STEP])
     quantised_differences = np.concatenate(quantised_scores) - np.concatenate(float_scores)
